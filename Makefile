@@ -1,0 +1,112 @@
+# bdsnap: everything is one command. INTERFACE: make, make demo|test|bench|shell|install|rootfs-script|lint|clean.
+#
+# The module is built for the running kernel where that one has Rust metadata, else for the newest 7.x
+# kernel of Debian backports, with a toolchain that is fetched into ${BDSNAP_CACHE:-~/.cache/bdsnap}.
+#   KDIR=DIR    build against this prepared tree, with the machine's own toolchain
+#   KERNEL=REL  another kernel release of Debian backports instead of the newest
+#   V=1         show the commands
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+BUILD := $(CURDIR)/build
+MODULE := $(BUILD)/module
+TARGET := x86_64-unknown-linux-gnu
+BIN := $(BUILD)/cargo/$(TARGET)/release
+JOBS := $(shell nproc)
+
+ifneq ($(KERNEL),)
+export BDSNAP_KERNEL := $(KERNEL)
+KDIR_WANTED := prepared
+endif
+
+# native: with the machine's own toolchain, for KDIR; else in the toolchain root, for the prepared kernel
+RUNNING := /lib/modules/$(shell uname -r)/build
+ifneq ($(KDIR),)
+NATIVE := 1
+else ifeq ($(KDIR_WANTED),)
+ifneq ($(wildcard $(RUNNING)/rust/libmacros.so),)
+NATIVE := 1
+KDIR := $(RUNNING)
+endif
+endif
+
+# the kernel the VM runs is always the prepared one: tests build for that
+VM_GOALS := demo test test-vm test-host bench shell rootfs-script lint
+ifneq ($(filter $(VM_GOALS) vm-build,$(MAKECMDGOALS)),)
+ifeq ($(origin KDIR),file)
+NATIVE :=
+endif
+endif
+
+RUSTFLAGS_STATIC := -C target-feature=+crt-static
+CARGO_ENV := CARGO_TARGET_DIR=$(BUILD)/cargo CARGO_BUILD_TARGET=$(TARGET) RUSTFLAGS="$(RUSTFLAGS_STATIC)"
+# (generated sources are found by an absolute path: $(obj) is relative in an output directory)
+KBUILD_ARGS := M=$(CURDIR) MO=$(MODULE) BDSNAP_GEN=$(MODULE) $(if $(V),V=$(V)) -j$(JOBS)
+
+.PHONY: all module tool abi vm-build
+all: module tool
+
+ifdef NATIVE
+module:
+	@mkdir -p $(MODULE)
+	@$(MAKE) -C $(KDIR) $(KBUILD_ARGS) modules
+tool:
+	@$(CARGO_ENV) cargo build --release --locked -p bdsnap -p bdsnap-tests
+else
+module:
+	@k=$$(scripts/kernel) && mkdir -p $(MODULE) && \
+	{ cmp -s <(echo $$k) $(MODULE)/.kernel || { rm -rf $(MODULE); mkdir -p $(MODULE); echo $$k >$(MODULE)/.kernel; }; } && \
+	scripts/in-root $(MAKE) --no-print-directory -C $$k/build $(KBUILD_ARGS) CC=$$(cat $$k/cc) modules
+tool:
+	@scripts/cargo build --release --locked -p bdsnap -p bdsnap-tests
+endif
+
+# the C users of the ABI header, static so that they run in any VM
+ABI_SOURCES := $(wildcard tests/abi/*.c)
+abi: $(ABI_SOURCES:tests/abi/%.c=$(BUILD)/abi/%)
+$(BUILD)/abi/%: tests/abi/%.c include/uapi/bdsnap.h
+	@mkdir -p $(@D)
+	scripts/in-root gcc -std=gnu11 -O2 -Wall -Wextra -Werror -static -I$(CURDIR)/include/uapi -o $@ $<
+
+# what a VM run needs; the output is not the run's
+vm-build:
+	@$(MAKE) --no-print-directory module tool abi >&2
+
+.PHONY: rootfs-script shell demo
+# make rootfs-script SCRIPT=path [DISKS="512M 512M:4096"] [KERNEL=] [SHARE=dir] [TIMEOUT=600] [MEMORY=2G]
+VM_FLAGS = $(if $(DISKS),--disks "$(DISKS)") $(if $(SHARE),--share "$(SHARE)") $(if $(TIMEOUT),--timeout $(TIMEOUT)) $(if $(MEMORY),--memory $(MEMORY))
+rootfs-script: vm-build
+	@[ -n "$(SCRIPT)" ] || { echo 'usage: make rootfs-script SCRIPT=path [DISKS="512M 512M:4096 ..."]' >&2; exit 2; }
+	@scripts/vm $(VM_FLAGS) "$(SCRIPT)" $(ARGS)
+
+shell: vm-build
+	@scripts/vm $(if $(DISKS),,--disks "1G 1G 512M:4096") $(VM_FLAGS) --shell
+
+demo: vm-build
+	@tests/demo/run
+
+.PHONY: test test-host test-vm lint bench
+test:
+	@scripts/test
+# only a part of it: make test-vm T="name ..."
+test-vm: vm-build
+	@tests/vm/run-tests $(T)
+test-host:
+	@scripts/test --host
+lint:
+	@scripts/lint
+bench: vm-build
+	@if [ -x tests/bench/run ]; then tests/bench/run; else echo "make bench: tests/bench does not exist yet" >&2; exit 1; fi
+
+.PHONY: install
+DESTDIR ?=
+install: all
+	@release=$$(cat $(if $(NATIVE),$(KDIR),$$(scripts/kernel)/build)/include/config/kernel.release) && \
+	scripts/install "$(DESTDIR)" "$$release" "$(MODULE)/bdsnap.ko" "$(BIN)"
+
+.PHONY: clean
+clean:
+	rm -rf $(BUILD)

@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * bdsnap: change tracking and copy-on-write snapshots of live block devices.
+ *
+ * The ABI between bdsnap.ko and its users. This file is its one source: the
+ * module's types are generated from it, the Rust library's are checked against
+ * it field by field, C programs include it.
+ *
+ * Everything goes through ioctls on BDSNAP_DEVICE (mode 0600). Rules for all:
+ *
+ *  - The argument is a pointer to a struct whose first field, `size`, holds
+ *    the size in bytes that the caller compiled with. A larger struct than
+ *    the kernel knows is accepted while the surplus is zero (else E2BIG); a
+ *    smaller one than the first ABI's is EINVAL. The kernel looks at the
+ *    type and number of the ioctl and at `size`, not at the size in the code.
+ *  - `flags` and `reserved` must hold no bit that is not defined: EINVAL.
+ *  - Pointers travel as __u64. Offsets and lengths are bytes unless the name
+ *    says otherwise. Devices are named by major and minor number.
+ *  - A bad argument gets EINVAL (a bad pointer EFAULT) and changes nothing.
+ *  - All but BDSNAP_IOC_VERSION need CAP_SYS_ADMIN: EPERM.
+ *  - ENOENT: no such tracked origin, snapshot, image or store.
+ *  - Ids and generations are 16 bytes of a UUID in RFC 4122 order.
+ *
+ * An open file of BDSNAP_DEVICE owns the stores it made and the snapshots it
+ * took: they are deleted when it is closed, however that comes about, unless
+ * BDSNAP_IOC_SNAPSHOT_KEEP gave them a life of their own.
+ */
+#ifndef _UAPI_BDSNAP_H
+#define _UAPI_BDSNAP_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define BDSNAP_DEVICE		"/dev/bdsnap"
+#define BDSNAP_ABI_VERSION	1
+#define BDSNAP_IOC_TYPE		0xBD
+
+/* Limits; each is enforced with EINVAL (or E2BIG for counts). */
+#define BDSNAP_MAX_ORIGINS		1024u	/* tracked at a time: ENOSPC */
+#define BDSNAP_MAX_SNAPSHOTS		1024u	/* alive at a time: ENOSPC */
+#define BDSNAP_MAX_VERSIONS		64u	/* alive for one origin: ENOSPC */
+#define BDSNAP_MAX_DEVICES		64u	/* origins in one snapshot */
+#define BDSNAP_MAX_FREEZE		128u	/* file systems frozen in one call */
+#define BDSNAP_MAX_EXTENTS		65536u	/* extents in one store */
+#define BDSNAP_MAX_RANGES		65536u	/* ranges in one MARK */
+#define BDSNAP_BLOCK_SIZE_MIN		4096u	/* CBT block, a power of two */
+#define BDSNAP_BLOCK_SIZE_DEFAULT	65536u
+#define BDSNAP_BLOCK_SIZE_MAX		16777216u
+#define BDSNAP_GRANULE_MIN		4096u	/* copied unit, a power of two */
+#define BDSNAP_GRANULE_DEFAULT		4096u
+#define BDSNAP_GRANULE_MAX		4096u
+#define BDSNAP_TIMEOUT_DEFAULT_MS	10000u	/* where a time-out is given as 0 */
+#define BDSNAP_TIMEOUT_MAX_MS		60000u
+#define BDSNAP_NAME_LEN			32	/* device names, with their NUL */
+
+/* Why something was refused, or is broken: the `cause` fields. */
+enum bdsnap_cause {
+	BDSNAP_CAUSE_NONE = 0,
+	/* at track (EOPNOTSUPP; HOOK_*: EOPNOTSUPP or EBUSY) */
+	BDSNAP_CAUSE_ZONED = 1,		/* zoned device */
+	BDSNAP_CAUSE_DAX = 2,		/* writes may bypass the block layer */
+	BDSNAP_CAUSE_READ_ONLY = 3,	/* a read-only device: EROFS */
+	BDSNAP_CAUSE_INTEGRITY = 4,	/* carries protection information */
+	BDSNAP_CAUSE_INLINE_CRYPTO = 5,	/* inline encryption in hardware */
+	BDSNAP_CAUSE_IMAGE = 6,		/* is itself an image of bdsnap */
+	BDSNAP_CAUSE_BLOCK_SIZE = 7,	/* logical blocks larger than the granule */
+	BDSNAP_CAUSE_EMPTY = 8,		/* no capacity: ENOMEDIUM */
+	BDSNAP_CAUSE_HOOK_BUSY = 9,	/* a livepatch or another hook holds submit_bio_noacct: EBUSY */
+	BDSNAP_CAUSE_HOOK_BLIND = 10,	/* this kernel's writes do not pass the hook */
+	BDSNAP_CAUSE_REQUEST_DM = 11,	/* a path held by request-based dm */
+	/* at store creation */
+	BDSNAP_CAUSE_STORE_FS = 20,	/* file system not on the allow-list: EOPNOTSUPP */
+	BDSNAP_CAUSE_STORE_FILE = 21,	/* not a regular, writable file: EINVAL */
+	BDSNAP_CAUSE_STORE_BUSY = 22,	/* swap file or store already: EBUSY */
+	BDSNAP_CAUSE_STORE_EXTENTS = 23,/* an extent is a hole, shared, encoded, inline, delayed,
+					   misaligned, out of bounds or overlaps: EINVAL */
+	BDSNAP_CAUSE_STORE_FRAGMENTED = 24, /* more extents than the buffer holds: ENOSPC */
+	BDSNAP_CAUSE_STORE_SMALL = 25,	/* no room for a single granule: EINVAL */
+	/* at snapshot creation: `fail_index` names the device or file system */
+	BDSNAP_CAUSE_FREEZE = 30,	/* a file system could not be frozen */
+	BDSNAP_CAUSE_FREEZE_TIMEOUT = 31, /* ETIMEDOUT */
+	BDSNAP_CAUSE_DRAIN_TIMEOUT = 32,/* writes in flight did not complete: ETIMEDOUT */
+	BDSNAP_CAUSE_UNFROZEN = 33,	/* somebody thawed a file system before the cut: EBUSY */
+	BDSNAP_CAUSE_RESIZED = 34,	/* the origin's size changed while it has snapshots: EBUSY */
+	/* of a snapshot that is damaged */
+	BDSNAP_CAUSE_STORE_FULL = 40,
+	BDSNAP_CAUSE_STORE_IO = 41,	/* a store write failed */
+	BDSNAP_CAUSE_ORIGIN_IO = 42,	/* parts could not be read: they alone are EIO */
+	BDSNAP_CAUSE_NO_MEMORY = 43,
+	BDSNAP_CAUSE_ORIGIN_GONE = 44,	/* the origin's disk was removed */
+};
+
+/*
+ * BDSNAP_IOC_VERSION: what this module is. Needs no capability.
+ */
+struct bdsnap_version {
+	__u32 size;
+	__u32 flags;		/* in: 0 */
+	__u32 abi;		/* out: BDSNAP_ABI_VERSION */
+	__u32 hook;		/* out: 0 absent (nothing tracked), 1 active */
+	__u64 features;		/* out: none defined yet, 0 */
+	char release[32];	/* out: the module's version, NUL-terminated */
+};
+
+/*
+ * BDSNAP_IOC_TRACK: start change tracking of a device. Tracking again with
+ * the same block size (or 0) is no error; with another: EEXIST.
+ * ENODEV/ENXIO: no such block device. EOPNOTSUPP, EROFS, ENOMEDIUM, EBUSY:
+ * see `cause`. ENOMEM: no memory for the map. ENOSPC: too many origins.
+ */
+struct bdsnap_track {
+	__u32 size;
+	__u32 flags;		/* in: 0 */
+	__u32 major;
+	__u32 minor;
+	__u32 block_size;	/* in/out: bytes; 0: keep, or the default */
+	__u32 cause;		/* out, also where the call fails */
+	__u8 generation[16];	/* out */
+	__u64 number;		/* out: 0 right after the start */
+};
+
+/*
+ * BDSNAP_IOC_UNTRACK: stop tracking. ENOENT: was not tracked. EBUSY: has
+ * snapshots (with FORCE: one of its images is open), or writes in flight did
+ * not complete within BDSNAP_TIMEOUT_DEFAULT_MS.
+ */
+#define BDSNAP_UNTRACK_FORCE	(1u << 0)	/* delete its snapshots first */
+struct bdsnap_untrack {
+	__u32 size;
+	__u32 flags;
+	__u32 major;
+	__u32 minor;
+};
+
+/*
+ * The lists: the caller gives room for `count` items of `item_size` bytes at
+ * `buffer`; the kernel fills as many as fit (each cut or zero-padded to
+ * item_size) and returns in `count` how many there are.
+ */
+struct bdsnap_list {
+	__u32 size;
+	__u32 flags;		/* in: 0 */
+	__u32 count;		/* in/out: items */
+	__u32 item_size;	/* in: bytes, a multiple of 8, 8 to 4096 */
+	__u64 buffer;		/* in: may be 0 with count 0 */
+	__u8 id[16];		/* in: the snapshot, for LIST_VERSIONS; else zero */
+};
+
+/* States of an origin. */
+enum bdsnap_origin_state {
+	BDSNAP_ORIGIN_TRACKED = 0,
+	BDSNAP_ORIGIN_RESIZED = 1,	/* size changed: the next snapshot starts a new generation */
+	BDSNAP_ORIGIN_GONE = 2,		/* its disk was removed: untrack it */
+};
+
+/* BDSNAP_IOC_LIST_ORIGINS: array of these, in the order of tracking. */
+struct bdsnap_origin_info {
+	__u32 major;
+	__u32 minor;
+	char name[BDSNAP_NAME_LEN];	/* kernel name, "vdb1" */
+	__u64 device_size;		/* bytes, as tracked */
+	__u32 block_size;		/* bytes of a CBT block */
+	__u32 state;			/* enum bdsnap_origin_state */
+	__u8 generation[16];
+	__u64 number;			/* of the newest snapshot, 0: none yet */
+	__u64 oldest;			/* `since` below this can't be answered */
+	__u32 snapshots;		/* versions alive */
+	__u32 reserved;
+	__u64 bytes_copied;		/* copied on write since tracking began */
+	__u64 writes_parked;		/* writes that waited, for a copy or at the gate */
+};
+
+/*
+ * BDSNAP_IOC_STORE_FILE: make a file's blocks a snapstore, for the next
+ * SNAPSHOT_CREATE through this open file of BDSNAP_DEVICE. The file must be
+ * regular, opened for writing, fallocated without holes, on ext4 or XFS
+ * (data on one plain device). It is pinned: S_SWAPFILE is set on its inode,
+ * so it can't be truncated, moved or reflinked while it serves, and the
+ * kernel keeps a reference, so it may be unlinked (or O_TMPFILE).
+ * The kernel asks the file system for the mapping (FIEMAP) into the caller's
+ * buffer, then copies it in once and checks it. Errors: see `cause`.
+ */
+struct bdsnap_store_file {
+	__u32 size;
+	__u32 flags;		/* in: 0 */
+	__s32 fd;		/* in */
+	__u32 granule;		/* in: bytes; 0: default */
+	__u64 buffer;		/* in: room for struct fiemap_extent[extent_count] */
+	__u32 extent_count;	/* in: room; out: extents used */
+	__u32 cause;		/* out */
+	__u64 store;		/* out: handle, valid in this open file only */
+	__u64 capacity;		/* out: bytes, whole granules */
+};
+
+/* One origin of a snapshot to be. */
+struct bdsnap_snapshot_device {
+	__u32 major;		/* in: a tracked origin */
+	__u32 minor;
+	__u32 image_major;	/* out */
+	__u32 image_minor;
+	char image_name[BDSNAP_NAME_LEN]; /* out: "bdsnap-image0" */
+	__u64 device_size;	/* out: bytes */
+	__u8 generation[16];	/* out */
+	__u64 number;		/* out: the number of this cut */
+};
+
+/*
+ * BDSNAP_IOC_SNAPSHOT_CREATE: cut all the origins at one instant.
+ * The file systems of freeze_fds (any fd on them) are frozen in that order
+ * and thawed in the reverse one; then the origins' gates are closed in the
+ * order given (list upper devices of a stack first), the writes in flight are
+ * drained, all switch, and everything opens again. On any failure everything
+ * is rolled back and thawed, `cause` and `fail_index` tell the reason, and
+ * the store remains usable. On success the store belongs to the snapshot.
+ * ENOENT: an origin is not tracked, no such store. EBUSY/ETIMEDOUT: see
+ * `cause`. EEXIST: an origin is named twice. ENOSPC: a limit. ENOMEM.
+ */
+struct bdsnap_snapshot_create {
+	__u32 size;
+	__u32 flags;		/* in: 0 */
+	__u8 id[16];		/* out */
+	__u64 store;		/* in: from STORE_FILE */
+	__u64 devices;		/* in: struct bdsnap_snapshot_device[device_count], also written */
+	__u64 freeze_fds;	/* in: __s32[freeze_count] */
+	__u32 device_count;
+	__u32 freeze_count;
+	__u32 freeze_timeout_ms;/* in: for all file systems together; 0: default */
+	__u32 drain_timeout_ms;	/* in: for all origins together; 0: default */
+	__u32 cause;		/* out */
+	__u32 fail_index;	/* out: into devices or freeze_fds */
+	__u64 created_ns;	/* out: CLOCK_REALTIME at the cut */
+	__u64 freeze_ns;	/* out: first freeze begun to last thaw done */
+	__u64 gate_ns;		/* out: first gate closed to all gates open */
+};
+
+/*
+ * BDSNAP_IOC_SNAPSHOT_KEEP: the snapshot no longer ends with this open file.
+ * BDSNAP_IOC_SNAPSHOT_DELETE: ENOENT: no such (which a script may take for
+ * done). EBUSY: one of its images is open; with FORCE the images go all the
+ * same and their readers get EIO.
+ */
+#define BDSNAP_DELETE_FORCE	(1u << 0)	/* DELETE only */
+struct bdsnap_snapshot_ref {
+	__u32 size;
+	__u32 flags;
+	__u8 id[16];
+};
+
+/* States of a snapshot and of its versions. */
+enum bdsnap_snapshot_state {
+	BDSNAP_SNAPSHOT_OK = 0,
+	BDSNAP_SNAPSHOT_DAMAGED = 1,	/* some granules are unreadable: EIO there */
+	BDSNAP_SNAPSHOT_FAILED = 2,	/* EIO everywhere */
+};
+
+/* BDSNAP_IOC_LIST_SNAPSHOTS: array of these, oldest first. */
+struct bdsnap_snapshot_info {
+	__u8 id[16];
+	__u64 created_ns;	/* CLOCK_REALTIME */
+	__u32 state;		/* the worst of its versions */
+	__u32 cause;
+	__u32 device_count;
+	__u32 granule;		/* bytes */
+	__u64 store_capacity;	/* bytes */
+	__u64 store_used;	/* bytes */
+	__u64 store_limit;	/* bytes; = capacity for a fixed store */
+	__u32 kept;		/* 1: SNAPSHOT_KEEP was called */
+	__u32 store_major;	/* device that holds the store */
+	__u32 store_minor;
+	__u32 reserved;
+};
+
+/* BDSNAP_IOC_LIST_VERSIONS: array of these, in the order of creation. */
+struct bdsnap_version_info {
+	__u32 major;		/* origin */
+	__u32 minor;
+	char name[BDSNAP_NAME_LEN];
+	__u32 image_major;
+	__u32 image_minor;
+	char image_name[BDSNAP_NAME_LEN];
+	__u64 device_size;	/* bytes */
+	__u8 generation[16];
+	__u64 number;
+	__u32 state;		/* enum bdsnap_snapshot_state */
+	__u32 cause;
+	__u64 bytes_copied;	/* kept in its store */
+	__u64 bytes_lost;	/* unreadable: the origin gave errors */
+	__u64 bytes_not_kept;	/* store extents: read as zeros */
+	__u32 openers;		/* of the image */
+	__u32 reserved;
+};
+
+/*
+ * BDSNAP_IOC_MAP_READ: the change map. `major`/`minor` name an image (the map
+ * as of its cut) or an origin (the map as of its newest snapshot's cut while
+ * that lives, else, and with LIVE, as it is now). For each block of
+ * [first_block, first_block + count) buffer gets a __u32: the number of the
+ * snapshot before which the block last changed, 0 where it has not changed
+ * since tracking began. A block differs between snapshots `since` and
+ * `number` only if its value is above `since`. (Values are exact above
+ * `oldest`, and at most `oldest` below.)
+ * ESTALE: `generation` is not this map's, `since` is below `oldest` or above
+ * `number`: take a full backup. EINVAL: first_block beyond the end. `count`
+ * is clamped to the end. All fields are filled in also with ESTALE.
+ */
+#define BDSNAP_MAP_LIVE		(1u << 0)
+struct bdsnap_map_read {
+	__u32 size;
+	__u32 flags;
+	__u32 major;
+	__u32 minor;
+	__u8 generation[16];	/* in: zero: any; out: the map's */
+	__u64 since;		/* in */
+	__u64 first_block;	/* in */
+	__u64 count;		/* in/out: blocks; 0 with buffer 0: only the header */
+	__u64 buffer;		/* in: __u32[count] */
+	__u64 number;		/* out: the map is as of this snapshot */
+	__u64 oldest;		/* out */
+	__u64 device_size;	/* out: bytes */
+	__u32 block_size;	/* out: bytes */
+	__u32 reserved;		/* in: 0 */
+};
+
+/*
+ * BDSNAP_IOC_MARK: record ranges as changed, outwards to whole CBT blocks.
+ * EINVAL: a range is empty or ends past the device: then none is marked.
+ */
+struct bdsnap_range {
+	__u64 offset;		/* bytes */
+	__u64 length;		/* bytes, not 0 */
+};
+struct bdsnap_mark {
+	__u32 size;
+	__u32 flags;		/* in: 0 */
+	__u32 major;
+	__u32 minor;
+	__u64 ranges;		/* in: struct bdsnap_range[count] */
+	__u32 count;		/* in: 1 to BDSNAP_MAX_RANGES */
+	__u32 reserved;		/* in: 0 */
+};
+
+#define BDSNAP_IOC_VERSION		_IOWR(BDSNAP_IOC_TYPE, 0x00, struct bdsnap_version)
+#define BDSNAP_IOC_TRACK		_IOWR(BDSNAP_IOC_TYPE, 0x01, struct bdsnap_track)
+#define BDSNAP_IOC_UNTRACK		_IOWR(BDSNAP_IOC_TYPE, 0x02, struct bdsnap_untrack)
+#define BDSNAP_IOC_LIST_ORIGINS		_IOWR(BDSNAP_IOC_TYPE, 0x03, struct bdsnap_list)
+#define BDSNAP_IOC_STORE_FILE		_IOWR(BDSNAP_IOC_TYPE, 0x10, struct bdsnap_store_file)
+#define BDSNAP_IOC_SNAPSHOT_CREATE	_IOWR(BDSNAP_IOC_TYPE, 0x20, struct bdsnap_snapshot_create)
+#define BDSNAP_IOC_SNAPSHOT_KEEP	_IOWR(BDSNAP_IOC_TYPE, 0x21, struct bdsnap_snapshot_ref)
+#define BDSNAP_IOC_SNAPSHOT_DELETE	_IOWR(BDSNAP_IOC_TYPE, 0x22, struct bdsnap_snapshot_ref)
+#define BDSNAP_IOC_LIST_SNAPSHOTS	_IOWR(BDSNAP_IOC_TYPE, 0x23, struct bdsnap_list)
+#define BDSNAP_IOC_LIST_VERSIONS	_IOWR(BDSNAP_IOC_TYPE, 0x24, struct bdsnap_list)
+#define BDSNAP_IOC_MAP_READ		_IOWR(BDSNAP_IOC_TYPE, 0x30, struct bdsnap_map_read)
+#define BDSNAP_IOC_MARK			_IOWR(BDSNAP_IOC_TYPE, 0x31, struct bdsnap_mark)
+
+#endif /* _UAPI_BDSNAP_H */

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The change map: one byte for each CBT block, in pages.
+//!
+//! A write marks its blocks before it is let through, without a lock. What the bytes mean is
+//! [`bdsnap_logic::cbt`]'s business. A [`View`] keeps what the map was at a cut: a page of the map
+//! is put aside at the first mark after the cut. Where there is no memory for that, the view
+//! says "changed" for the whole page.
+
+use crate::kapi::slot;
+use crate::kapi::slot::BytePage;
+use crate::kapi::slot::Content;
+use crate::kapi::slot::Slot;
+use crate::kapi::slot::PAGE_BYTES;
+use bdsnap_logic::cbt;
+use bdsnap_logic::cbt::Clock;
+use bdsnap_logic::units::Blocks;
+use bdsnap_logic::units::Sectors;
+use bdsnap_logic::units::Span;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::AtomicU8;
+use core::sync::atomic::Ordering;
+use kernel::new_mutex;
+use kernel::prelude::*;
+use kernel::sync::Mutex;
+
+/// The change map of one origin, for one generation.
+#[pin_data]
+pub(crate) struct Map {
+    /// Sectors in a block, as a shift.
+    shift: u32,
+    /// How many blocks.
+    blocks: u64,
+    /// Their bytes.
+    pages: KVVec<KBox<BytePage>>,
+    /// The mark number, which writes are marked with now.
+    mark: AtomicU64,
+    /// The numbers.
+    #[pin]
+    clock: Mutex<Clock>,
+}
+
+/// A map as of a cut.
+pub(crate) struct View {
+    /// The number of the cut.
+    number: u64,
+    /// Pages that were put aside.
+    pages: KVVec<Slot<BytePage>>,
+}
+
+impl View {
+    /// The number of the cut that it shows.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Takes over what a newer view, about to go, has put aside and this one has not. Where memory
+    /// is out the page counts as changed. May sleep.
+    pub(crate) fn inherit(&self, newer: &View) {
+        for (own, newer) in self.pages.iter().zip(newer.pages.iter()) {
+            match (own.content(), newer.content()) {
+                (Content::Empty, Content::Full(page)) => own.put(copy(page, GFP_KERNEL)),
+                (Content::Empty, Content::Void) => own.put(None),
+                _ => (),
+            }
+        }
+    }
+}
+
+/// A copy of a page, if there is memory.
+fn copy(page: &BytePage, flags: kernel::alloc::Flags) -> Option<KBox<BytePage>> {
+    let copy = slot::zeroed::<BytePage>(flags).ok()?;
+    for (to, from) in copy.iter().zip(page.iter()) {
+        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+    Some(copy)
+}
+
+/// Place of a block: page and byte.
+fn place(block: u64) -> (usize, usize) {
+    let block = usize::try_from(block).unwrap_or(usize::MAX);
+    (block / PAGE_BYTES, block % PAGE_BYTES)
+}
+
+impl Map {
+    /// A new map, number 0, nothing changed, for `sectors` sectors in blocks of `1 << shift`
+    /// sectors. ENOMEM. May sleep.
+    pub(crate) fn new(sectors: u64, shift: u32) -> impl PinInit<Self, Error> {
+        let all = Span::<Sectors>::of_len(0, sectors).unwrap_or(Span::EMPTY);
+        let blocks = all.outward::<Blocks>(shift).len();
+        try_pin_init!(Self {
+            shift,
+            pages: zero_pages(blocks)?,
+            blocks,
+            mark: AtomicU64::new(1),
+            clock <- new_mutex!(Clock::new()),
+        })
+    }
+
+    /// How many blocks it has.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Sectors in a block, as a shift.
+    pub(crate) fn shift(&self) -> u32 {
+        self.shift
+    }
+
+    /// The number of the newest cut, and the oldest that can be asked about.
+    pub(crate) fn numbers(&self) -> (u64, u64) {
+        let clock = self.clock.lock();
+        (clock.number(), clock.oldest())
+    }
+
+    /// Whether it can tell what changed between these cuts. To be asked *after* reading.
+    pub(crate) fn can_answer(&self, since: u64, as_of: u64) -> bool {
+        self.clock.lock().can_answer(since, as_of)
+    }
+
+    /// A view for the next cut. ENOMEM. May sleep; the cut must follow under the same lock.
+    pub(crate) fn prepare_view(&self) -> Result<View> {
+        Ok(View {
+            number: self.clock.lock().mark(),
+            pages: slot::slots(self.pages.len())?,
+        })
+    }
+
+    /// Marks the blocks that `span` touches. `newest` is the view of the newest version alive,
+    /// None if there is none. Any context that may take memory with GFP_NOWAIT.
+    #[inline]
+    pub(crate) fn mark(&self, span: Span<Sectors>, newest: Option<&View>) {
+        let blocks = span.outward::<Blocks>(self.shift);
+        let code = cbt::code(self.mark.load(Ordering::Relaxed));
+        let mut block = blocks.start();
+        let end = blocks.end().min(self.blocks);
+        while block < end {
+            let (page, first) = place(block);
+            let n = (PAGE_BYTES - first).min(usize::try_from(end - block).unwrap_or(PAGE_BYTES));
+            self.mark_page(page, first, n, code, newest);
+            block += n as u64;
+        }
+    }
+
+    /// Marks `n` bytes of a page from `first` on.
+    #[inline]
+    fn mark_page(&self, page: usize, first: usize, n: usize, code: u8, newest: Option<&View>) {
+        let Some(bytes) = self.pages.get(page).and_then(|p| p.get(first..first + n)) else {
+            return;
+        };
+        // A byte that has the code was marked since the cut, and its page put aside then.
+        if bytes.iter().all(|b| b.load(Ordering::Relaxed) == code) {
+            return;
+        }
+        if let Some(slot) = newest.and_then(|v| v.pages.get(page)) {
+            if let Content::Empty = slot.content() {
+                // Nobody has marked this page since the cut, or they would have found the slot
+                // empty too. Of those who copy it now, one gets its copy in, and it made it
+                // before anybody could mark.
+                slot.put(self.pages.get(page).and_then(|p| copy(p, slot::NOWAIT)));
+            }
+        }
+        for byte in bytes {
+            byte.store(code, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes room for the next number, if that is due: goes over the whole map. May sleep.
+    pub(crate) fn age_if_due(&self) {
+        let mut clock = self.clock.lock();
+        let Some(horizon) = clock.aging_due() else {
+            return;
+        };
+        let pass = clock.set_oldest(horizon);
+        let copy = *clock;
+        // The lock is held all the while: only readers and cuts take it, never a write.
+        for byte in self.pages.iter().flat_map(|p| p.iter()) {
+            let old = byte.load(Ordering::Relaxed);
+            if let Some(new) = copy.aged(old, pass.horizon()) {
+                // One that fails was marked meanwhile.
+                let _ = byte.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
+        clock.aging_done(pass);
+    }
+
+    /// Counts a cut: from here on writes are marked with the next number. The gate is closed.
+    /// EOVERFLOW: aging is due.
+    pub(crate) fn cut(&self) -> Result<u64> {
+        let mut clock = self.clock.lock();
+        let number = clock.cut().ok_or(EOVERFLOW)?;
+        self.mark.store(clock.mark(), Ordering::SeqCst);
+        Ok(number)
+    }
+
+    /// The number in which each of the blocks `first..first + out.len()` last changed. `views`:
+    /// those of the version asked about and of all newer ones, oldest first; none for the map as
+    /// it is now. EINVAL: beyond the end. May sleep.
+    pub(crate) fn read<'v>(
+        &self,
+        first: u64,
+        out: &mut [u32],
+        views: impl Iterator<Item = &'v View> + Clone,
+    ) -> Result {
+        let mut block = first;
+        let mut rest = out;
+        while !rest.is_empty() {
+            let (page, at) = place(block);
+            let n = rest.len().min(PAGE_BYTES - at);
+            let (chunk, others) = rest.split_at_mut_checked(n).ok_or(EINVAL)?;
+            self.read_page(page, at, chunk, views.clone())?;
+            block += n as u64;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// Reads a part of one page.
+    fn read_page<'v>(
+        &self,
+        page: usize,
+        at: usize,
+        out: &mut [u32],
+        views: impl Iterator<Item = &'v View> + Clone,
+    ) -> Result {
+        let live = self.pages.get(page).and_then(|p| p.get(at..at + out.len())).ok_or(EINVAL)?;
+        let mark = self.mark.load(Ordering::SeqCst);
+        decode(live, mark, out);
+        // If it was put aside, even just now, what was put aside counts.
+        for view in views {
+            match view.pages.get(page).map(Slot::content) {
+                Some(Content::Full(bytes)) => {
+                    let bytes = bytes.get(at..at + out.len()).ok_or(EINVAL)?;
+                    decode(bytes, view.number, out);
+                    return Ok(());
+                }
+                Some(Content::Void) => {
+                    out.fill(number(view.number));
+                    return Ok(());
+                }
+                Some(Content::Empty) | None => (),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Turns bytes into numbers.
+fn decode(bytes: &[AtomicU8], mark: u64, out: &mut [u32]) {
+    for (out, byte) in out.iter_mut().zip(bytes.iter()) {
+        *out = number(cbt::decode(byte.load(Ordering::Relaxed), mark));
+    }
+}
+
+/// A number as the ABI has it. Four thousand million cuts are far off; then all is changed.
+fn number(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// Zero pages for so many blocks.
+fn zero_pages(blocks: u64) -> Result<KVVec<KBox<BytePage>>> {
+    let n = usize::try_from(blocks.div_ceil(PAGE_BYTES as u64))?;
+    let mut pages = KVVec::with_capacity(n, GFP_KERNEL)?;
+    for _ in 0..n {
+        pages.push(slot::zeroed(GFP_KERNEL)?, GFP_KERNEL)?;
+    }
+    Ok(pages)
+}

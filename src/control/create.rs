@@ -1,0 +1,426 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Making stores and snapshots: the cut.
+
+use super::delete;
+use super::freeze::Freezer;
+use super::freeze::Frozen;
+use super::Refused;
+use super::Registry;
+use super::Snapshot;
+use super::Spare;
+use super::State;
+use crate::cow;
+use crate::cow::Version;
+use crate::cow::Versions;
+use crate::image::Image;
+use crate::kapi::abi;
+use crate::kapi::bdev::Dev;
+use crate::kapi::bdev::NAME_LEN;
+use crate::kapi::freeze::FileSystem;
+use crate::kapi::noio;
+use crate::kapi::rcu::Retired;
+use crate::kapi::time;
+use crate::kapi::time::Deadline;
+use crate::kapi::trace;
+use crate::store::Store;
+use crate::tracker::Tracker;
+use bdsnap_logic::range;
+use bdsnap_logic::units::SECTOR_SHIFT;
+use kernel::prelude::*;
+use kernel::str::CString;
+use kernel::sync::Arc;
+
+/// An origin that is about to be cut.
+struct Candidate {
+    /// The origin.
+    tracker: Arc<Tracker>,
+    /// What it gets.
+    version: Arc<Version>,
+    /// The list that will be in force, with the version; taken at the switch.
+    list: Option<KBox<Versions>>,
+}
+
+/// Times of a cut.
+#[derive(Default)]
+struct Times {
+    /// `CLOCK_REALTIME` of the switch.
+    created_ns: u64,
+    /// From the first gate closed to all open.
+    gate_ns: u64,
+    /// From the first freeze to the last thaw.
+    freeze_ns: u64,
+}
+
+/// A time limit of the ABI: 0 is the default. EINVAL: above the maximum.
+fn limit(ms: u32) -> Result<u32> {
+    match ms {
+        0 => Ok(abi::BDSNAP_TIMEOUT_DEFAULT_MS),
+        ms if ms <= abi::BDSNAP_TIMEOUT_MAX_MS => Ok(ms),
+        _ => Err(EINVAL),
+    }
+}
+
+impl Registry {
+    /// BDSNAP_IOC_STORE_FILE.
+    pub(super) fn store_file(&self, session: u64, arg: usize) -> Result {
+        let mut a = abi::read_arg::<abi::bdsnap_store_file>(arg)?;
+        let granule = if a.granule == 0 { abi::BDSNAP_GRANULE_DEFAULT } else { a.granule };
+        let granules = abi::BDSNAP_GRANULE_MIN..=abi::BDSNAP_GRANULE_MAX;
+        let granule_ok = granule.is_power_of_two() && granules.contains(&granule);
+        let room_ok = (1..=abi::BDSNAP_MAX_EXTENTS).contains(&a.extent_count);
+        if a.flags != 0 || !granule_ok || !room_ok {
+            return Err(EINVAL);
+        }
+        let mut state = self.state.lock();
+        let shift = granule.trailing_zeros() - SECTOR_SHIFT;
+        a.cause = 0;
+        let made = Store::of_file(a.fd, shift, a.buffer, a.extent_count);
+        let result = match made {
+            Ok(made) => {
+                a.granule = granule;
+                a.extent_count = made.extents;
+                a.store = state.next_handle;
+                a.capacity = made.store.slots() << (shift + SECTOR_SHIFT);
+                let spare = Spare {
+                    handle: a.store,
+                    owner: session,
+                    store: made.store,
+                };
+                state.spares.push(spare, GFP_KERNEL).map_err(Error::from)
+            }
+            Err(refused) => {
+                a.cause = refused.cause;
+                Err(refused.error)
+            }
+        };
+        if result.is_ok() {
+            state.next_handle += 1;
+        }
+        abi::write_arg(arg, &a)?;
+        result
+    }
+
+    /// BDSNAP_IOC_SNAPSHOT_CREATE.
+    pub(super) fn snapshot_create(&self, session: u64, arg: usize) -> Result {
+        let mut a = abi::read_arg::<abi::bdsnap_snapshot_create>(arg)?;
+        let counts_ok = (1..=abi::BDSNAP_MAX_DEVICES).contains(&a.device_count)
+            && a.freeze_count <= abi::BDSNAP_MAX_FREEZE;
+        if a.flags != 0 || !counts_ok {
+            return Err(EINVAL);
+        }
+        limit(a.freeze_timeout_ms)?;
+        limit(a.drain_timeout_ms)?;
+        let mut devices =
+            abi::read_array::<abi::bdsnap_snapshot_device>(a.devices, a.device_count as usize)?;
+        let fds = abi::read_array::<i32>(a.freeze_fds, a.freeze_count as usize)?;
+        let mut state = self.state.lock();
+        (a.cause, a.fail_index) = (0, 0);
+        let result = self.create(&mut state, session, &mut a, &mut devices, &fds);
+        if let Err(refused) = &result {
+            (a.cause, a.fail_index) = (refused.cause, refused.index);
+        }
+        let written = abi::write_arg(arg, &a).and_then(|()| match &result {
+            Ok(()) => abi::write_array(a.devices, &devices),
+            Err(_) => Ok(()),
+        });
+        // A caller that can't be told has no snapshot.
+        if let (Err(e), Ok(())) = (written, &result) {
+            if let Some(snapshot) = state.snapshots.pop() {
+                delete::dissolve(snapshot);
+            }
+            return Err(e);
+        }
+        result.map_err(|r| r.error)
+    }
+
+    /// Creates a snapshot, and fills in what it became.
+    fn create(
+        &self,
+        state: &mut State,
+        session: u64,
+        a: &mut abi::bdsnap_snapshot_create,
+        devices: &mut [abi::bdsnap_snapshot_device],
+        fds: &[i32],
+    ) -> Result<(), Refused> {
+        let place = state.spares.iter().position(|s| s.handle == a.store && s.owner == session);
+        let store = place.and_then(|p| state.spares.get(p)).ok_or(ENOENT)?.store.clone();
+        if state.snapshots.len() >= abi::BDSNAP_MAX_SNAPSHOTS as usize {
+            return Err(ENOSPC.into());
+        }
+        state.snapshots.reserve(1, GFP_KERNEL)?;
+        let id = abi::random_uuid();
+        let trackers = self.origins(state, devices)?;
+        let freezer = Freezer::new(file_systems(fds)?)?;
+        self.make_room(state, &store)?;
+        let mut candidates = KVec::with_capacity(trackers.len(), GFP_KERNEL)?;
+        for (index, tracker) in trackers.iter().enumerate() {
+            let candidate = prepare(state, tracker, &store).map_err(|r| r.of(index))?;
+            candidates.push(candidate, GFP_KERNEL)?;
+        }
+        let times = self.cut(a, &mut candidates, &freezer);
+        let times = match times {
+            Ok(times) => times,
+            Err(refused) => {
+                for candidate in candidates.iter() {
+                    candidate.tracker.chain.lock().shrink();
+                }
+                return Err(refused);
+            }
+        };
+        let mut snapshot = Snapshot {
+            id,
+            created_ns: times.created_ns,
+            images: KVec::new(),
+            store,
+            owner: Some(session),
+        };
+        if let Err(e) = self.show(state, &mut snapshot, &candidates, devices) {
+            // Those that have an image go with it, the others by themselves.
+            let shown = snapshot.images.len();
+            delete::dissolve(snapshot);
+            for candidate in candidates.iter().skip(shown) {
+                cow::remove(&candidate.tracker, &candidate.version);
+            }
+            return Err(e.into());
+        }
+        a.id = id;
+        a.created_ns = times.created_ns;
+        a.freeze_ns = times.freeze_ns;
+        a.gate_ns = times.gate_ns;
+        if let Some(place) = place {
+            let _ = state.spares.remove(place);
+        }
+        // There is room: see above.
+        let _ = state.snapshots.push_within_capacity(snapshot);
+        Ok(())
+    }
+
+    /// The trackers of the devices named, each once, each sound.
+    fn origins(
+        &self,
+        state: &mut State,
+        devices: &[abi::bdsnap_snapshot_device],
+    ) -> Result<KVec<Arc<Tracker>>, Refused> {
+        let mut trackers: KVec<Arc<Tracker>> = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
+        for (index, d) in devices.iter().enumerate() {
+            let dev = Dev::new(d.major, d.minor)?;
+            let mut tracker = state.tracker(dev).ok_or(ENOENT).map_err(|e| Refused::from(e).of(index))?.clone();
+            if trackers.iter().any(|t| Arc::ptr_eq(t, &tracker)) {
+                return Err(Refused::from(EEXIST).of(index));
+            }
+            if !tracker.device.is_live() {
+                let cause = abi::BDSNAP_CAUSE_ORIGIN_GONE;
+                return Err(Refused::new(ENODEV, cause).of(index));
+            }
+            let versions = tracker.chain.lock().len();
+            if tracker.is_resized() {
+                if versions > 0 {
+                    let cause = abi::BDSNAP_CAUSE_RESIZED;
+                    return Err(Refused::new(EBUSY, cause).of(index));
+                }
+                tracker = self.renew(state, &tracker).map_err(|r| r.of(index))?;
+            }
+            if versions >= abi::BDSNAP_MAX_VERSIONS as usize {
+                return Err(Refused::from(ENOSPC).of(index));
+            }
+            trackers.push(tracker, GFP_KERNEL)?;
+        }
+        Ok(trackers)
+    }
+
+    /// Before anything is written to a store: what older versions still need of its blocks is
+    /// copied elsewhere. They may be blocks of a file that has been deleted since.
+    fn make_room(&self, state: &State, store: &Store) -> Result {
+        for tracker in state.trackers.iter().filter(|t| t.disk() == store.disk()) {
+            if tracker.chain.lock().len() == 0 {
+                continue;
+            }
+            for span in store.on_disk() {
+                if let Some(part) = range::in_origin(span, tracker.span()) {
+                    cow::settle(tracker, part);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Freezes, closes and drains the gates, switches, opens and thaws. Whatever fails, all is
+    /// taken back: the guards see to it.
+    fn cut(
+        &self,
+        a: &abi::bdsnap_snapshot_create,
+        candidates: &mut [Candidate],
+        freezer: &Arc<Freezer>,
+    ) -> Result<Times, Refused> {
+        for candidate in candidates.iter() {
+            // What users of the bare device have written.
+            candidate.tracker.device.sync()?;
+        }
+        let frozen_at = time::monotonic_ns();
+        let frozen = freezer.frozen(self, Deadline::after_ms(limit(a.freeze_timeout_ms)?))?;
+        // Gates must open before file systems thaw, which may want to write.
+        let switched = close_and_switch(candidates, &frozen, limit(a.drain_timeout_ms)?);
+        drop(frozen);
+        let (mut times, retired) = switched?;
+        times.freeze_ns = time::monotonic_ns().saturating_sub(frozen_at);
+        // Waits for RCU.
+        drop(retired);
+        Ok(times)
+    }
+
+    /// Makes the images of the versions.
+    fn show(
+        &self,
+        state: &State,
+        snapshot: &mut Snapshot,
+        candidates: &[Candidate],
+        devices: &mut [abi::bdsnap_snapshot_device],
+    ) -> Result {
+        snapshot.images.reserve(candidates.len(), GFP_KERNEL)?;
+        for (candidate, device) in candidates.iter().zip(devices.iter_mut()) {
+            let (tracker, version) = (&candidate.tracker, &candidate.version);
+            let name = free_name(state, snapshot)?;
+            let image = Image::new(tracker, version, name, self.queue.clone())?;
+            device.image_major = image.dev.major();
+            device.image_minor = image.dev.minor();
+            copy_name(&mut device.image_name, &name);
+            device.device_size = version.sectors() << SECTOR_SHIFT;
+            device.generation = tracker.generation;
+            device.number = version.view.number();
+            snapshot.images.push(image, GFP_KERNEL)?;
+        }
+        Ok(())
+    }
+}
+
+/// Copies a name into an ABI's field.
+pub(super) fn copy_name<T: From<u8>>(to: &mut [T], from: &[u8]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = T::from(*from);
+    }
+}
+
+/// The file systems of these descriptors, each once. EBADF, with the index.
+fn file_systems(fds: &[i32]) -> Result<KVec<FileSystem>, Refused> {
+    let mut list: KVec<FileSystem> = KVec::with_capacity(fds.len(), GFP_KERNEL)?;
+    for (index, fd) in fds.iter().enumerate() {
+        let fs = FileSystem::get(*fd).map_err(|e| Refused::from(e).of(index))?;
+        if !list.iter().any(|f| f.is(&fs)) {
+            list.push(fs, GFP_KERNEL)?;
+        }
+    }
+    Ok(list)
+}
+
+/// The first name that no image has.
+fn free_name(state: &State, snapshot: &Snapshot) -> Result<[u8; NAME_LEN]> {
+    let taken = |s: &Snapshot, name| s.images.iter().any(|i| i.name == name);
+    let mut n: u32 = 0;
+    loop {
+        let name = CString::try_from_fmt(fmt!("bdsnap-image{}", n))?;
+        let mut padded = [0u8; NAME_LEN];
+        copy_name(&mut padded, name.to_bytes());
+        if !taken(snapshot, padded) && !state.snapshots.iter().any(|s| taken(s, padded)) {
+            return Ok(padded);
+        }
+        n = n.checked_add(1).ok_or(ENOSPC)?;
+    }
+}
+
+/// Allocates all that an origin needs for its cut.
+fn prepare(
+    state: &State,
+    tracker: &Arc<Tracker>,
+    store: &Arc<Store>,
+) -> Result<Candidate, Refused> {
+    if tracker.device.logical_block() > 1 << (store.shift() + SECTOR_SHIFT) {
+        return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_BLOCK_SIZE));
+    }
+    tracker.map.age_if_due();
+    let view = tracker.map.prepare_view()?;
+    let version = Version::new(view, store.clone(), tracker.sectors())?;
+    for store in state.stores().filter(|s| s.disk() == tracker.disk()) {
+        for span in store.on_disk() {
+            if let Some(part) = range::in_origin(span, tracker.span()) {
+                // A granule that is a store's in part only is copied.
+                version.exclude(part.inward(store.shift(), tracker.sectors()))?;
+            }
+        }
+    }
+    let version = Arc::new(version, GFP_KERNEL)?;
+    let mut chain = tracker.chain.lock();
+    let reserved = chain.reserve();
+    let list = chain.versions(None);
+    drop(chain);
+    reserved?;
+    let mut list = list?;
+    list.insert_within_capacity(0, version.clone()).map_err(|_| ENOMEM)?;
+    Ok(Candidate {
+        tracker: tracker.clone(),
+        version,
+        list: Some(KBox::new(Versions(list), GFP_KERNEL)?),
+    })
+}
+
+/// Gates that are closed, until dropped: opened from the last to the first.
+struct Gates<'a>(&'a [Candidate], usize);
+
+impl Drop for Gates<'_> {
+    fn drop(&mut self) {
+        for candidate in self.0.iter().take(self.1).rev() {
+            candidate.tracker.open_gate();
+        }
+    }
+}
+
+/// What the switch leaves to be freed once all runs again.
+type Leftovers = KVec<Retired<Versions>>;
+
+/// Closes and drains the gates in order, and makes the switch. Nothing here depends on the size of
+/// a device, allocates, or touches user memory.
+fn close_and_switch(
+    candidates: &mut [Candidate],
+    frozen: &Frozen,
+    drain_ms: u32,
+) -> Result<(Times, Leftovers), Refused> {
+    let mut leftovers = KVec::with_capacity(candidates.len(), GFP_KERNEL)?;
+    let mut lists = KVec::with_capacity(candidates.len(), GFP_KERNEL)?;
+    for candidate in candidates.iter_mut() {
+        lists.push(candidate.list.take(), GFP_KERNEL)?;
+    }
+    let _noio = noio::Scope::enter();
+    let closed_at = time::monotonic_ns();
+    let deadline = Deadline::after_ms(drain_ms);
+    let mut gates = Gates(candidates, 0);
+    for (index, candidate) in candidates.iter().enumerate() {
+        candidate.tracker.inflight.close();
+        gates.1 = index + 1;
+        // The next one is closed only when nothing of this one's is left: what is let go here may
+        // still have to pass there.
+        if !deadline.wait_until(|| candidate.tracker.inflight.is_drained()) {
+            let cause = abi::BDSNAP_CAUSE_DRAIN_TIMEOUT;
+            return Err(Refused::new(ETIMEDOUT, cause).of(index));
+        }
+    }
+    if let Some(index) = frozen.first_thawed() {
+        return Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_UNFROZEN).of(index));
+    }
+    let mut times = Times {
+        created_ns: time::realtime_ns(),
+        ..Times::default()
+    };
+    for (candidate, list) in candidates.iter().zip(lists.drain_all()) {
+        let tracker = &candidate.tracker;
+        // Neither can fail: there is room for the version, and the map was made ready.
+        tracker.chain.lock().push(candidate.version.clone())?;
+        tracker.map.cut()?;
+        let _ = leftovers.push_within_capacity(tracker.versions.swap(list));
+    }
+    drop(gates);
+    times.gate_ns = time::monotonic_ns().saturating_sub(closed_at);
+    for candidate in candidates.iter() {
+        trace::cut(candidate.tracker.dev(), candidate.version.view.number(), times.gate_ns);
+    }
+    Ok((times, leftovers))
+}

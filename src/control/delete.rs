@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The end of snapshots, stores and sessions.
+
+use super::Registry;
+use super::Snapshot;
+use super::State;
+use crate::cow;
+use crate::kapi::abi;
+use crate::tracker::Tracker;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+impl Registry {
+    /// BDSNAP_IOC_SNAPSHOT_KEEP.
+    pub(super) fn snapshot_keep(&self, _session: u64, arg: usize) -> Result {
+        let a = abi::read_arg::<abi::bdsnap_snapshot_ref>(arg)?;
+        if a.flags != 0 {
+            return Err(EINVAL);
+        }
+        let mut state = self.state.lock();
+        let snapshot = state.snapshots.iter_mut().find(|s| s.id == a.id).ok_or(ENOENT)?;
+        snapshot.owner = None;
+        Ok(())
+    }
+
+    /// BDSNAP_IOC_SNAPSHOT_DELETE.
+    pub(super) fn snapshot_delete(&self, _session: u64, arg: usize) -> Result {
+        let a = abi::read_arg::<abi::bdsnap_snapshot_ref>(arg)?;
+        if a.flags & !abi::BDSNAP_DELETE_FORCE != 0 {
+            return Err(EINVAL);
+        }
+        let force = a.flags & abi::BDSNAP_DELETE_FORCE != 0;
+        let mut state = self.state.lock();
+        let place = state.snapshots.iter().position(|s| s.id == a.id).ok_or(ENOENT)?;
+        delete(&mut state, place, force)
+    }
+}
+
+/// Deletes the snapshot at `place` of the list. EBUSY: an image is open, unless `force`.
+fn delete(state: &mut State, place: usize, force: bool) -> Result {
+    let snapshot = state.snapshots.get(place).ok_or(ENOENT)?;
+    // Who comes to open an image now is turned away; who was there before is counted.
+    snapshot.images.iter().for_each(|i| i.close(true));
+    let open = snapshot.images.iter().any(|i| i.openers() > 0);
+    if open && !force {
+        snapshot.images.iter().for_each(|i| i.close(false));
+        return Err(EBUSY);
+    }
+    let snapshot = state.snapshots.remove(place).map_err(|_| ENOENT)?;
+    dissolve(snapshot);
+    Ok(())
+}
+
+/// Takes a snapshot apart: images, versions, store.
+pub(super) fn dissolve(snapshot: Snapshot) {
+    let Snapshot { images, store, .. } = snapshot;
+    for image in images {
+        let (tracker, version) = (image.tracker().clone(), image.version().clone());
+        // Nobody reads it any more after this.
+        drop(image);
+        cow::remove(&tracker, &version);
+    }
+    drop(store);
+}
+
+/// Deletes all snapshots that an origin is part of. EBUSY: an image is open; those before it are
+/// gone.
+pub(super) fn delete_of(state: &mut State, tracker: &Arc<Tracker>) -> Result {
+    let is_of = |s: &Snapshot| s.images.iter().any(|i| Arc::ptr_eq(i.tracker(), tracker));
+    while let Some(place) = state.snapshots.iter().position(is_of) {
+        delete(state, place, false)?;
+    }
+    Ok(())
+}
+
+/// A file of the control device was closed: what it made and didn't keep goes.
+pub(super) fn end_session(registry: &Registry, session: u64) {
+    let mut state = registry.state.lock();
+    let mut place = 0;
+    while let Some(snapshot) = state.snapshots.get_mut(place) {
+        if snapshot.owner != Some(session) {
+            place += 1;
+        } else if delete(&mut state, place, false).is_err() {
+            // Somebody uses an image: it is for him to delete now.
+            if let Some(snapshot) = state.snapshots.get_mut(place) {
+                snapshot.owner = None;
+            }
+        }
+    }
+    state.spares.retain(|s| s.owner != session);
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The lists of what there is.
+
+use super::create::copy_name;
+use super::Registry;
+use super::Snapshot;
+use crate::cow::Damage;
+use crate::image::Image;
+use crate::kapi::abi;
+use crate::kapi::abi::Abi;
+use crate::tracker::Tracker;
+use bdsnap_logic::units::SECTOR_SHIFT;
+use kernel::prelude::*;
+use kernel::transmute::AsBytes;
+
+/// Reads the argument of a list, checked; only the list of versions has an id.
+fn list_arg(arg: usize, with_id: bool) -> Result<abi::bdsnap_list> {
+    let a = abi::read_arg::<abi::bdsnap_list>(arg)?;
+    let item_ok = a.item_size % 8 == 0 && (8..=4096).contains(&a.item_size);
+    let id_ok = with_id || a.id == [0; 16];
+    if a.flags != 0 || !item_ok || !id_ok {
+        return Err(EINVAL);
+    }
+    Ok(a)
+}
+
+/// Writes as many items as there is room for, and how many there are.
+fn list<T: Abi + AsBytes>(
+    arg: usize,
+    mut a: abi::bdsnap_list,
+    items: impl ExactSizeIterator<Item = Result<T>>,
+) -> Result {
+    let (room, total) = (a.count as usize, items.len());
+    for (index, item) in items.take(room).enumerate() {
+        abi::write_item(a.buffer, index, a.item_size as usize, &item?)?;
+    }
+    a.count = u32::try_from(total)?;
+    abi::write_arg(arg, &a)
+}
+
+impl Registry {
+    /// BDSNAP_IOC_LIST_ORIGINS.
+    pub(super) fn list_origins(&self, _session: u64, arg: usize) -> Result {
+        let a = list_arg(arg, false)?;
+        let state = self.state.lock();
+        list(arg, a, state.trackers.iter().map(|t| Ok(origin(t))))
+    }
+
+    /// BDSNAP_IOC_LIST_SNAPSHOTS.
+    pub(super) fn list_snapshots(&self, _session: u64, arg: usize) -> Result {
+        let a = list_arg(arg, false)?;
+        let state = self.state.lock();
+        list(arg, a, state.snapshots.iter().map(|s| Ok(snapshot(s))))
+    }
+
+    /// BDSNAP_IOC_LIST_VERSIONS.
+    pub(super) fn list_versions(&self, _session: u64, arg: usize) -> Result {
+        let a = list_arg(arg, true)?;
+        let state = self.state.lock();
+        let snapshot = state.snapshots.iter().find(|s| s.id == a.id).ok_or(ENOENT)?;
+        list(arg, a, snapshot.images.iter().map(|i| Ok(version(i))))
+    }
+}
+
+/// What there is to say of an origin.
+fn origin(tracker: &Tracker) -> abi::bdsnap_origin_info {
+    let (number, oldest) = tracker.map.numbers();
+    let (copied, parked) = tracker.counts();
+    let state = if !tracker.device.is_live() {
+        abi::BDSNAP_ORIGIN_GONE
+    } else if tracker.is_resized() {
+        abi::BDSNAP_ORIGIN_RESIZED
+    } else {
+        abi::BDSNAP_ORIGIN_TRACKED
+    };
+    let mut info = abi::bdsnap_origin_info {
+        major: tracker.dev().major(),
+        minor: tracker.dev().minor(),
+        device_size: tracker.sectors() << SECTOR_SHIFT,
+        block_size: 1 << (tracker.map.shift() + SECTOR_SHIFT),
+        state,
+        generation: tracker.generation,
+        number,
+        oldest,
+        snapshots: tracker.chain.lock().len() as u32,
+        bytes_copied: copied,
+        writes_parked: parked,
+        ..Default::default()
+    };
+    copy_name(&mut info.name, &tracker.device.name());
+    info
+}
+
+/// State and cause of a version.
+fn health(image: &Image) -> (u32, u32) {
+    match image.version().damage() {
+        Damage::None => (abi::BDSNAP_SNAPSHOT_OK, 0),
+        Damage::Parts => (
+            abi::BDSNAP_SNAPSHOT_DAMAGED,
+            abi::BDSNAP_CAUSE_ORIGIN_IO,
+        ),
+        Damage::All(cause) => (abi::BDSNAP_SNAPSHOT_FAILED, cause),
+    }
+}
+
+/// What there is to say of a snapshot.
+fn snapshot(snapshot: &Snapshot) -> abi::bdsnap_snapshot_info {
+    let store = &snapshot.store;
+    let shift = store.shift() + SECTOR_SHIFT;
+    let (state, cause) = snapshot.images.iter().map(health).max().unwrap_or((0, 0));
+    abi::bdsnap_snapshot_info {
+        id: snapshot.id,
+        created_ns: snapshot.created_ns,
+        state,
+        cause,
+        device_count: snapshot.images.len() as u32,
+        granule: 1 << shift,
+        store_capacity: store.slots() << shift,
+        store_used: store.used() << shift,
+        store_limit: store.slots() << shift,
+        kept: u32::from(snapshot.owner.is_none()),
+        store_major: store.device().dev().major(),
+        store_minor: store.device().dev().minor(),
+        reserved: 0,
+    }
+}
+
+/// What there is to say of a version.
+fn version(image: &Image) -> abi::bdsnap_version_info {
+    let (tracker, version) = (image.tracker(), image.version());
+    let (state, cause) = health(image);
+    let shift = version.shift() + SECTOR_SHIFT;
+    let (copied, lost, not_kept) = version.counts();
+    let mut info = abi::bdsnap_version_info {
+        major: tracker.dev().major(),
+        minor: tracker.dev().minor(),
+        image_major: image.dev.major(),
+        image_minor: image.dev.minor(),
+        device_size: version.sectors() << SECTOR_SHIFT,
+        generation: tracker.generation,
+        number: version.view.number(),
+        state,
+        cause,
+        bytes_copied: copied << shift,
+        bytes_lost: lost << shift,
+        bytes_not_kept: not_kept << shift,
+        openers: image.openers(),
+        ..Default::default()
+    };
+    copy_name(&mut info.name, &tracker.device.name());
+    copy_name(&mut info.image_name, &image.name);
+    info
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Control: the registry of all objects, and the ioctls on them.
+
+mod changes;
+mod create;
+mod delete;
+mod freeze;
+mod list;
+mod session;
+mod track;
+
+pub(crate) use session::register;
+pub(crate) use session::Session;
+
+use crate::image::Image;
+use crate::kapi::abi::ModuleRef;
+use crate::kapi::bdev::Dev;
+use crate::kapi::global::Global;
+use crate::kapi::global::GlobalGuard;
+use crate::kapi::hook::Hook;
+use crate::kapi::queue::OwnedQueue;
+use crate::store::Store;
+use crate::tracker::Intercept;
+use crate::tracker::Tracker;
+use core::sync::atomic::AtomicU64;
+use kernel::new_mutex;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+use kernel::sync::Mutex;
+
+/// Why something that was asked for isn't done.
+#[derive(Clone, Copy)]
+pub(crate) struct Refused {
+    /// The error number.
+    pub(crate) error: Error,
+    /// `BDSNAP_CAUSE_*`, 0: none.
+    pub(crate) cause: u32,
+    /// Which of several things.
+    pub(crate) index: u32,
+}
+
+impl Refused {
+    /// With this cause.
+    pub(crate) fn new(error: Error, cause: u32) -> Self {
+        Self {
+            error,
+            cause,
+            index: 0,
+        }
+    }
+
+    /// Of the thing with this index.
+    pub(crate) fn of(self, index: usize) -> Self {
+        Self {
+            index: index as u32,
+            ..self
+        }
+    }
+}
+
+impl<E: Into<Error>> From<E> for Refused {
+    fn from(error: E) -> Self {
+        Self::new(error.into(), 0)
+    }
+}
+
+/// A snapshot.
+pub(super) struct Snapshot {
+    /// Its UUID.
+    id: [u8; 16],
+    /// `CLOCK_REALTIME` of the cut, in nanoseconds.
+    created_ns: u64,
+    /// Its versions' images, in the order of creation.
+    images: KVec<Image>,
+    /// Its store.
+    store: Arc<Store>,
+    /// The session that it ends with; None: kept.
+    owner: Option<u64>,
+}
+
+/// A store that waits for its snapshot.
+struct Spare {
+    /// Its handle.
+    handle: u64,
+    /// The session that it ends with.
+    owner: u64,
+    /// The store.
+    store: Arc<Store>,
+}
+
+/// What is there while anything is tracked.
+struct Hooked {
+    /// The hook.
+    _hook: Hook<Intercept>,
+    /// Keeps the module.
+    _module: ModuleRef,
+}
+
+/// All objects.
+struct State {
+    /// The origins, in the order of tracking.
+    trackers: KVec<Arc<Tracker>>,
+    /// The snapshots, oldest first.
+    snapshots: KVec<Snapshot>,
+    /// Stores without a snapshot.
+    spares: KVec<Spare>,
+    /// The next handle of a store.
+    next_handle: u64,
+    /// The hook, while there is an origin.
+    hooked: Option<Hooked>,
+}
+
+/// The registry: one lock around all that ioctls do.
+#[pin_data]
+pub(crate) struct Registry {
+    /// The objects.
+    #[pin]
+    state: Mutex<State>,
+    /// Where copying is done.
+    queue: Arc<OwnedQueue>,
+    /// Where file systems are frozen: they wait for all kinds of other work.
+    freezing: OwnedQueue,
+    /// The next session's number.
+    next_session: AtomicU64,
+}
+
+/// The registry, while the module is loaded.
+static REGISTRY: Global<Registry> = Global::new();
+
+/// Makes the registry. ENOMEM.
+pub(crate) fn start() -> Result<GlobalGuard<Registry>> {
+    let queue = Arc::new(OwnedQueue::new(c"bdsnap", true)?, GFP_KERNEL)?;
+    let freezing = OwnedQueue::new(c"bdsnap_freeze", false)?;
+    let registry = Arc::pin_init(
+        pin_init!(Registry {
+            state <- new_mutex!(State {
+                trackers: KVec::new(),
+                snapshots: KVec::new(),
+                spares: KVec::new(),
+                next_handle: 1,
+                hooked: None,
+            }),
+            queue,
+            freezing,
+            next_session: AtomicU64::new(1),
+        }),
+        GFP_KERNEL,
+    )?;
+    REGISTRY.set(registry)
+}
+
+impl State {
+    /// The tracker of a device.
+    fn tracker(&self, dev: Dev) -> Option<&Arc<Tracker>> {
+        self.trackers.iter().find(|t| t.dev() == dev)
+    }
+
+    /// The image with a device number.
+    fn image(&self, dev: Dev) -> Option<&Image> {
+        self.snapshots.iter().flat_map(|s| s.images.iter()).find(|i| i.dev == dev)
+    }
+
+    /// All stores that there are.
+    fn stores(&self) -> impl Iterator<Item = &Arc<Store>> {
+        let spares = self.spares.iter().map(|s| &s.store);
+        Iterator::chain(self.snapshots.iter().map(|s| &s.store), spares)
+    }
+}

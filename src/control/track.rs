@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tracking: which origins there are, and the hook while there are any.
+
+use super::delete;
+use super::Hooked;
+use super::Refused;
+use super::Registry;
+use super::State;
+use crate::kapi::abi;
+use crate::kapi::abi::ModuleRef;
+use crate::kapi::bdev::BlockDevice;
+use crate::kapi::bdev::Dev;
+use crate::kapi::hook::Hook;
+use crate::kapi::time::Deadline;
+use crate::tracker;
+use crate::tracker::Table;
+use crate::tracker::Tracker;
+use bdsnap_logic::units::SECTOR_SHIFT;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+/// The module's version.
+const RELEASE: &[u8] = b"0.1.0";
+
+impl Registry {
+    /// BDSNAP_IOC_VERSION.
+    pub(super) fn version(&self, arg: usize) -> Result {
+        let mut a = abi::read_arg::<abi::bdsnap_version>(arg)?;
+        if a.flags != 0 {
+            return Err(EINVAL);
+        }
+        a.abi = abi::BDSNAP_ABI_VERSION;
+        a.hook = u32::from(self.state.lock().hooked.is_some());
+        a.features = 0;
+        a.release = Default::default();
+        for (to, from) in a.release.iter_mut().zip(RELEASE) {
+            *to = *from as _;
+        }
+        abi::write_arg(arg, &a)
+    }
+
+    /// BDSNAP_IOC_TRACK.
+    pub(super) fn track(&self, _session: u64, arg: usize) -> Result {
+        let mut a = abi::read_arg::<abi::bdsnap_track>(arg)?;
+        let sizes = abi::BDSNAP_BLOCK_SIZE_MIN..=abi::BDSNAP_BLOCK_SIZE_MAX;
+        let size_ok = a.block_size == 0
+            || (a.block_size.is_power_of_two() && sizes.contains(&a.block_size));
+        if a.flags != 0 || !size_ok {
+            return Err(EINVAL);
+        }
+        let dev = Dev::new(a.major, a.minor)?;
+        let mut state = self.state.lock();
+        a.cause = 0;
+        let result = self.track_device(&mut state, dev, a.block_size);
+        match &result {
+            Ok(tracker) => {
+                a.block_size = 1 << (tracker.map.shift() + SECTOR_SHIFT);
+                a.generation = tracker.generation;
+                a.number = tracker.map.numbers().0;
+            }
+            Err(refused) => a.cause = refused.cause,
+        }
+        abi::write_arg(arg, &a)?;
+        result.map(|_| ()).map_err(|r| r.error)
+    }
+
+    /// Tracks a device, or finds its tracker.
+    fn track_device(&self, state: &mut State, dev: Dev, block_size: u32) -> Result<Arc<Tracker>, Refused> {
+        if let Some(tracker) = state.tracker(dev) {
+            if tracker.device.is_live() {
+                let same = block_size == 0 || block_size == 1 << (tracker.map.shift() + SECTOR_SHIFT);
+                return if same { Ok(tracker.clone()) } else { Err(EEXIST.into()) };
+            }
+            // Another disk with the number of one that is gone: not the same origin.
+            let gone = tracker.clone();
+            self.forget(state, &gone)?;
+        }
+        if state.trackers.len() >= abi::BDSNAP_MAX_ORIGINS as usize {
+            return Err(ENOSPC.into());
+        }
+        if state.image(dev).is_some() {
+            return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_IMAGE));
+        }
+        let device = BlockDevice::open(dev)?;
+        check(&device)?;
+        let size = if block_size == 0 { abi::BDSNAP_BLOCK_SIZE_DEFAULT } else { block_size };
+        let first = state.hooked.is_none();
+        if first {
+            state.hooked = Some(hook(&device)?);
+        }
+        let shift = size.trailing_zeros() - SECTOR_SHIFT;
+        let result = self.add(state, device, shift);
+        if result.is_err() && first {
+            state.hooked = None;
+        }
+        result
+    }
+
+    /// Makes a tracker and puts it into the table.
+    fn add(&self, state: &mut State, device: BlockDevice, shift: u32) -> Result<Arc<Tracker>, Refused> {
+        let tracker = Tracker::new(device, shift, self.queue.clone())?;
+        state.trackers.push(tracker.clone(), GFP_KERNEL)?;
+        match publish(state) {
+            Ok(()) => Ok(tracker),
+            Err(e) => {
+                let _ = state.trackers.pop();
+                Err(e.into())
+            }
+        }
+    }
+
+    /// Starts a new generation of an origin that has no versions: after its size has changed.
+    pub(super) fn renew(&self, state: &mut State, old: &Arc<Tracker>) -> Result<Arc<Tracker>, Refused> {
+        let device = BlockDevice::open(old.dev())?;
+        check(&device)?;
+        let shift = old.map.shift();
+        let new = Tracker::new(device, shift, self.queue.clone())?;
+        let Some(place) = state.trackers.iter_mut().find(|t| Arc::ptr_eq(t, old)) else {
+            return Err(ENOENT.into());
+        };
+        *place = new.clone();
+        match publish(state) {
+            Ok(()) => Ok(new),
+            Err(e) => {
+                if let Some(place) = state.trackers.iter_mut().find(|t| Arc::ptr_eq(t, &new)) {
+                    *place = old.clone();
+                }
+                Err(e.into())
+            }
+        }
+    }
+
+    /// BDSNAP_IOC_UNTRACK.
+    pub(super) fn untrack(&self, _session: u64, arg: usize) -> Result {
+        let a = abi::read_arg::<abi::bdsnap_untrack>(arg)?;
+        if a.flags & !abi::BDSNAP_UNTRACK_FORCE != 0 {
+            return Err(EINVAL);
+        }
+        let dev = Dev::new(a.major, a.minor)?;
+        let mut state = self.state.lock();
+        let tracker = state.tracker(dev).ok_or(ENOENT)?.clone();
+        if a.flags & abi::BDSNAP_UNTRACK_FORCE != 0 {
+            delete::delete_of(&mut state, &tracker)?;
+        }
+        self.forget(&mut state, &tracker)
+    }
+
+    /// Takes a tracker out of the table. EBUSY: it has versions, or writes in flight don't end.
+    fn forget(&self, state: &mut State, tracker: &Arc<Tracker>) -> Result {
+        if tracker.chain.lock().len() > 0 {
+            return Err(EBUSY);
+        }
+        let place = state.trackers.iter().position(|t| Arc::ptr_eq(t, tracker)).ok_or(ENOENT)?;
+        let table = Table::of(state.trackers.iter().filter(|t| !Arc::ptr_eq(t, tracker)))?;
+        // From here on no new write is counted.
+        drop(tracker::set_table(table));
+        let deadline = Deadline::after_ms(abi::BDSNAP_TIMEOUT_DEFAULT_MS);
+        if !deadline.wait_until(|| tracker.inflight.is_drained()) {
+            // Writes have come that it doesn't know of: another life begins.
+            self.renew(state, &tracker.clone()).map_err(|r| r.error)?;
+            return Err(EBUSY);
+        }
+        let _ = state.trackers.remove(place);
+        if state.trackers.is_empty() {
+            state.hooked = None;
+        }
+        Ok(())
+    }
+}
+
+/// Puts all trackers into the table that the hook looks into. ENOMEM.
+fn publish(state: &State) -> Result {
+    let table = Table::of(state.trackers.iter())?;
+    drop(tracker::set_table(table));
+    Ok(())
+}
+
+/// Hooks the submission of bios, and makes sure that they are seen.
+fn hook(device: &BlockDevice) -> Result<Hooked, Refused> {
+    let module = ModuleRef::get()?;
+    let hook = Hook::register().map_err(|e| {
+        let cause = if e == EBUSY {
+            abi::BDSNAP_CAUSE_HOOK_BUSY
+        } else {
+            abi::BDSNAP_CAUSE_HOOK_BLIND
+        };
+        Refused::new(if e == EINVAL { EOPNOTSUPP } else { e }, cause)
+    })?;
+    if !hook.self_test(device)? {
+        return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_HOOK_BLIND));
+    }
+    Ok(Hooked {
+        _hook: hook,
+        _module: module,
+    })
+}
+
+/// Whether a device can be tracked.
+fn check(device: &BlockDevice) -> Result<(), Refused> {
+    let refusals = [
+        (device.sectors() == 0, ENOMEDIUM, abi::BDSNAP_CAUSE_EMPTY),
+        (device.is_read_only(), EROFS, abi::BDSNAP_CAUSE_READ_ONLY),
+        (device.is_zoned(), EOPNOTSUPP, abi::BDSNAP_CAUSE_ZONED),
+        (device.is_dax(), EOPNOTSUPP, abi::BDSNAP_CAUSE_DAX),
+        (device.has_integrity(), EOPNOTSUPP, abi::BDSNAP_CAUSE_INTEGRITY),
+        (device.has_inline_crypto(), EOPNOTSUPP, abi::BDSNAP_CAUSE_INLINE_CRYPTO),
+        (
+            device.logical_block() > abi::BDSNAP_GRANULE_MAX,
+            EOPNOTSUPP,
+            abi::BDSNAP_CAUSE_BLOCK_SIZE,
+        ),
+    ];
+    match refusals.iter().find(|(is, ..)| *is) {
+        Some((_, error, cause)) => Err(Refused::new(*error, *cause)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The chain of an origin's versions: where each one's data is, and what must be copied.
+
+use super::version::Version;
+use crate::kapi::abi;
+use crate::kapi::inflight::HeldList;
+use crate::kapi::run::Run;
+use crate::store::Store;
+use crate::tracker::Tracker;
+use bdsnap_logic::granule;
+use bdsnap_logic::granule::Need;
+use bdsnap_logic::granule::Source;
+use bdsnap_logic::granule::State;
+use bdsnap_logic::units::Granules;
+use bdsnap_logic::units::Span;
+use core::cell::Cell;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+use kernel::rbtree::RBTree;
+use kernel::sync::Arc;
+
+/// Where the data of an extent is.
+#[derive(Clone)]
+pub(super) enum Place {
+    /// On its way from the origin.
+    Reading,
+    /// In a run's pages; `base` is the granule of its first page.
+    Memory {
+        /// The run.
+        run: Arc<Run<Tracker>>,
+        /// The granule of its first page.
+        base: u64,
+    },
+    /// In a store; `slot` is the slot of the extent's first granule.
+    Stored {
+        /// The store.
+        store: Arc<Store>,
+        /// The slot.
+        slot: u64,
+    },
+    /// Nowhere.
+    Lost,
+}
+
+impl Place {
+    /// The state of granules there.
+    pub(super) fn state(&self) -> State {
+        match self {
+            Self::Reading => State::Reading,
+            Self::Memory { .. } => State::Memory,
+            Self::Stored { .. } => State::Stored,
+            Self::Lost => State::Lost,
+        }
+    }
+
+    /// The place of the granules from `n` granules on.
+    pub(super) fn advanced(&self, n: u64) -> Self {
+        match self {
+            Self::Stored { store, slot } => Self::Stored {
+                store: store.clone(),
+                slot: slot.saturating_add(n),
+            },
+            other => other.clone(),
+        }
+    }
+}
+
+/// Some consecutive granules with one place; its last granule is its key in the tree.
+pub(super) struct Extent {
+    /// First granule.
+    pub(super) first: u64,
+    /// Where its data is.
+    pub(super) place: Place,
+}
+
+/// A version in the chain.
+pub(super) struct Link {
+    /// The version.
+    pub(super) version: Arc<Version>,
+    /// Its extents, by last granule.
+    pub(super) extents: RBTree<u64, Extent>,
+}
+
+impl Link {
+    /// The extent that holds `granule`, or else where the next one begins.
+    pub(super) fn find(&self, granule: u64) -> Result<(&Extent, u64), Option<u64>> {
+        let Some(cursor) = self.extents.cursor_lower_bound(&granule) else {
+            return Err(None);
+        };
+        let (last, extent) = cursor.current();
+        let (last, first) = (*last, extent.first);
+        if first > granule {
+            return Err(Some(first));
+        }
+        // What a cursor shows ends with it.
+        match self.extents.get(&last) {
+            Some(extent) => Ok((extent, last.saturating_add(1))),
+            None => Err(None),
+        }
+    }
+
+    /// The state of the first granule of `span`, and up to where it is the same.
+    pub(super) fn state_run(&self, span: Span<Granules>) -> (State, u64) {
+        let limit = match self.find(span.start()) {
+            Ok((extent, end)) => return (extent.place.state(), end.min(span.end())),
+            Err(next) => next.unwrap_or(span.end()).min(span.end()),
+        };
+        let span = Span::new(span.start(), limit).unwrap_or(span);
+        match self.version.kept_run(span) {
+            (true, end) => (State::NotKept, end),
+            (false, end) => (State::Needed, end),
+        }
+    }
+
+    /// Records where the data of `span` is. ENOMEM. May sleep.
+    pub(super) fn insert(&mut self, span: Span<Granules>, place: Place) -> Result {
+        if span.is_empty() {
+            return Ok(());
+        }
+        let extent = Extent {
+            first: span.start(),
+            place,
+        };
+        self.extents.try_create_and_insert(span.end() - 1, extent, GFP_KERNEL)?;
+        Ok(())
+    }
+}
+
+/// What a job is doing.
+pub(super) enum Phase {
+    /// Reading all of it.
+    Read,
+    /// Reading granule after granule, since reading all failed: the one that is being read, and
+    /// those that could not be, one bit each.
+    Salvage {
+        /// Its place in the run.
+        at: u32,
+        /// Bits of the bad ones.
+        bad: u64,
+    },
+    /// Writing it to the store.
+    Write,
+}
+
+/// A copy on its way.
+pub(super) struct Job {
+    /// For this version.
+    pub(super) version: Arc<Version>,
+    /// Of these granules.
+    pub(super) span: Span<Granules>,
+    /// To these slots.
+    pub(super) slot: u64,
+    /// What is being done.
+    pub(super) phase: Phase,
+}
+
+/// Where an image finds a granule.
+pub(crate) enum Found {
+    /// On the origin.
+    Origin,
+    /// It is zeros.
+    Zeros,
+    /// In a run's pages, from this page on.
+    Memory(Arc<Run<Tracker>>, u64),
+    /// In a store, from this slot on.
+    Stored(Arc<Store>, u64),
+    /// Nowhere.
+    Unreadable,
+}
+
+/// Pages of a small run: random writes.
+const SMALL_PAGES: usize = 4;
+/// How many small runs an origin has.
+const SMALL_RUNS: usize = 256;
+/// Pages of a large run; [`Phase::Salvage`] has a bit for each.
+const LARGE_PAGES: usize = 64;
+/// How many large runs an origin has.
+const LARGE_RUNS: usize = 24;
+
+/// All that is needed to copy: the bound on memory on the way to the store, 10 MiB an origin.
+/// Allocated with its first version, freed with its last.
+pub(super) struct Pool {
+    /// Small runs that are free.
+    small: KVec<Arc<Run<Tracker>>>,
+    /// Large runs that are free.
+    large: KVec<Arc<Run<Tracker>>>,
+    /// What each run is doing, by index.
+    pub(super) jobs: KVec<Option<Job>>,
+}
+
+impl Pool {
+    /// ENOMEM. May sleep.
+    fn new() -> Result<Self> {
+        let mut pool = Self {
+            small: KVec::with_capacity(SMALL_RUNS, GFP_KERNEL)?,
+            large: KVec::with_capacity(LARGE_RUNS, GFP_KERNEL)?,
+            jobs: KVec::with_capacity(SMALL_RUNS + LARGE_RUNS, GFP_KERNEL)?,
+        };
+        for index in 0..SMALL_RUNS + LARGE_RUNS {
+            let (list, pages) = if index < SMALL_RUNS {
+                (&mut pool.small, SMALL_PAGES)
+            } else {
+                (&mut pool.large, LARGE_PAGES)
+            };
+            list.push(Run::new(pages, index)?, GFP_KERNEL)?;
+            pool.jobs.push(None, GFP_KERNEL)?;
+        }
+        Ok(pool)
+    }
+
+    /// A free run for `granules` granules, or as near as there is.
+    fn take(&mut self, granules: u64) -> Option<Arc<Run<Tracker>>> {
+        if granules <= SMALL_PAGES as u64 {
+            self.small.pop().or_else(|| self.large.pop())
+        } else {
+            self.large.pop().or_else(|| self.small.pop())
+        }
+    }
+
+    /// Gives a run back.
+    pub(super) fn give(&mut self, run: Arc<Run<Tracker>>) {
+        let list = if run.index() < SMALL_RUNS {
+            &mut self.small
+        } else {
+            &mut self.large
+        };
+        // It came from there, so there is room.
+        let _ = list.push_within_capacity(run);
+    }
+}
+
+/// I/O to be started once the chain is unlocked.
+pub(super) struct Start {
+    /// With this run.
+    pub(super) run: Arc<Run<Tracker>>,
+    /// On this store's device; None: on the origin.
+    pub(super) store: Option<Arc<Store>>,
+    /// What.
+    pub(super) io: crate::kapi::run::Io,
+}
+
+/// What came of an attempt to copy.
+enum Attempt {
+    /// It has begun, up to this granule.
+    Begun(u64),
+    /// All runs are under way.
+    NoRun,
+    /// The version has failed: ask again.
+    Failed,
+}
+
+/// The chain: under its tracker's lock.
+pub(crate) struct Chain {
+    /// The versions, newest first.
+    pub(super) links: KVec<Link>,
+    /// Writes that wait for copies.
+    pub(super) waiting: HeldList,
+    /// A range to be copied as if it were about to be written, and how far that has come.
+    pub(super) claim: Option<(Span<Granules>, u64)>,
+    /// What copying needs; there while there are versions.
+    pub(super) pool: Option<Pool>,
+    /// I/O to be started; has room for one of each run.
+    pub(super) starts: KVec<Start>,
+}
+
+impl Chain {
+    /// No version.
+    pub(crate) fn new() -> Self {
+        Self {
+            links: KVec::new(),
+            waiting: HeldList::new(),
+            claim: None,
+            pool: None,
+            starts: KVec::new(),
+        }
+    }
+
+    /// Makes room for one more version, so that [`Chain::push`] can't fail. ENOMEM. May sleep.
+    pub(crate) fn reserve(&mut self) -> Result {
+        self.links.reserve(1, GFP_KERNEL)?;
+        if self.pool.is_none() {
+            self.pool = Some(Pool::new()?);
+            self.starts.reserve(SMALL_RUNS + LARGE_RUNS, GFP_KERNEL)?;
+        }
+        Ok(())
+    }
+
+    /// Frees what [`Chain::reserve`] took, if there is no version.
+    pub(crate) fn shrink(&mut self) {
+        if self.links.is_empty() && self.starts.is_empty() {
+            let idle = self.pool.as_ref().is_some_and(|p| p.jobs.iter().all(Option::is_none));
+            if idle {
+                self.pool = None;
+                self.starts = KVec::new();
+            }
+        }
+    }
+
+    /// Adds the newest version, at its cut. Needs no memory after [`Chain::reserve`].
+    pub(crate) fn push(&mut self, version: Arc<Version>) -> Result {
+        let link = Link {
+            version,
+            extents: RBTree::new(),
+        };
+        self.links.insert_within_capacity(0, link).map_err(|_| ENOMEM)
+    }
+
+    /// How many versions there are.
+    pub(crate) fn len(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Copies of the list of versions, newest first, without `except`; with room for one more.
+    /// ENOMEM. May sleep.
+    pub(crate) fn versions(&self, except: Option<&Version>) -> Result<KVec<Arc<Version>>> {
+        let mut list = KVec::with_capacity(self.links.len() + 1, GFP_KERNEL)?;
+        for link in self.links.iter() {
+            if !except.is_some_and(|e| core::ptr::eq(e, &*link.version)) {
+                list.push(link.version.clone(), GFP_KERNEL)?;
+            }
+        }
+        Ok(list)
+    }
+
+    /// What must happen before the first granule of `span` is overwritten, and up to where that
+    /// is so.
+    fn need_run(&self, span: Span<Granules>) -> (Need, u64) {
+        let end = Cell::new(span.end());
+        let need = granule::need(self.links.iter().map(|link| {
+            let (state, upto) = link.state_run(span);
+            end.set(end.get().min(upto));
+            granule::Link {
+                state,
+                live: link.version.is_live(),
+            }
+        }));
+        (need, end.get())
+    }
+
+    /// Begins the copies that a write to `span` waits for, from `cursor` on. Returns where the
+    /// first granule is that it still has to wait for, None if for none. `dev_sectors`: the
+    /// origin's. May sleep for memory, under a noio scope.
+    pub(super) fn advance(&mut self, span: Span<Granules>, cursor: u64) -> Option<u64> {
+        let mut at = cursor.max(span.start());
+        let mut blocked = None;
+        while let Some(rest) = Span::new(at, span.end()).filter(|s| !s.is_empty()) {
+            let (need, upto) = self.need_run(rest);
+            match need {
+                Need::Pass => at = upto,
+                Need::Wait(_) => {
+                    blocked = blocked.or(Some(at));
+                    at = upto;
+                }
+                Need::Copy(index) => match self.copy(index, at, upto) {
+                    Attempt::Begun(upto) => {
+                        blocked = blocked.or(Some(at));
+                        at = upto;
+                    }
+                    Attempt::NoRun => return blocked.or(Some(at)),
+                    // It isn't live any more; another version may need the granule.
+                    Attempt::Failed => (),
+                },
+            }
+        }
+        blocked
+    }
+
+    /// Begins to copy granules from `from` on, at most up to `upto`, for the version `index`.
+    fn copy(&mut self, index: usize, from: u64, upto: u64) -> Attempt {
+        let (Some(link), Some(pool)) = (self.links.get_mut(index), self.pool.as_mut()) else {
+            return Attempt::NoRun;
+        };
+        let Some(run) = pool.take(upto - from) else {
+            return Attempt::NoRun;
+        };
+        let version = link.version.clone();
+        let want = (upto - from).min(run.pages() as u64);
+        let Some((slot, len)) = version.store.take(want) else {
+            pool.give(run);
+            version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
+            return Attempt::Failed;
+        };
+        let span = Span::of_len(from, len).unwrap_or(Span::EMPTY);
+        let recorded = version.ensure(span).and_then(|()| link.insert(span, Place::Reading));
+        let Some(job) = pool.jobs.get_mut(run.index()).filter(|_| recorded.is_ok()) else {
+            pool.give(run);
+            version.fail(abi::BDSNAP_CAUSE_NO_MEMORY);
+            return Attempt::Failed;
+        };
+        version.jobs.fetch_add(1, Ordering::AcqRel);
+        let sectors = version.sectors_of(span);
+        *job = Some(Job {
+            version,
+            span,
+            slot,
+            phase: Phase::Read,
+        });
+        self.start_read(run, sectors, 0);
+        Attempt::Begun(span.end())
+    }
+
+    /// Queues a read of sectors of the origin into a run, from its page `page` on.
+    pub(super) fn start_read(
+        &mut self,
+        run: Arc<Run<Tracker>>,
+        sectors: Span<bdsnap_logic::units::Sectors>,
+        page: usize,
+    ) {
+        let io = crate::kapi::run::Io {
+            direction: crate::kapi::run::Direction::Read,
+            sector: sectors.start(),
+            page,
+            bytes: (sectors.len() as usize) << bdsnap_logic::units::SECTOR_SHIFT,
+        };
+        let start = Start {
+            run,
+            store: None,
+            io,
+        };
+        // There is room for every run, and each is in here once at most.
+        let _ = self.starts.push_within_capacity(start);
+    }
+
+    /// Where the image of `version` finds the first granule of `span`, and up to where it is the
+    /// same place.
+    pub(crate) fn locate(&self, version: &Version, span: Span<Granules>) -> (Found, u64) {
+        let Some(own) = self.links.iter().position(|l| core::ptr::eq(&*l.version, version)) else {
+            return (Found::Unreadable, span.end());
+        };
+        let end = Cell::new(span.end());
+        let own_to_newest = || self.links.get(..=own).unwrap_or_default().iter().rev();
+        let source = granule::source(own_to_newest().map(|link| {
+            let (state, upto) = link.state_run(span);
+            end.set(end.get().min(upto));
+            state
+        }));
+        let found = match source {
+            Source::Origin => Found::Origin,
+            Source::Zeros => Found::Zeros,
+            Source::Unreadable => Found::Unreadable,
+            Source::Version(n) => match own_to_newest().nth(n).map(|l| l.find(span.start())) {
+                Some(Ok((extent, _))) => {
+                    let skip = span.start() - extent.first;
+                    match &extent.place {
+                        Place::Memory { run, base } => Found::Memory(run.clone(), span.start() - base),
+                        Place::Stored { store, slot } => Found::Stored(store.clone(), slot + skip),
+                        Place::Reading | Place::Lost => Found::Unreadable,
+                    }
+                }
+                _ => Found::Unreadable,
+            },
+        };
+        (found, end.get())
+    }
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Copy-on-write: versions, their chain, and the copying.
+//!
+//! A write whose granules some version still needs is held; the worker reads the old data, lets
+//! the write go as soon as it is in memory, and writes the data to the store afterwards. All
+//! decisions about granules are [`bdsnap_logic::granule`]'s.
+
+mod bits;
+mod chain;
+mod remove;
+mod version;
+mod worker;
+
+pub(crate) use chain::Chain;
+pub(crate) use chain::Found;
+pub(crate) use remove::remove;
+pub(crate) use version::Damage;
+pub(crate) use version::Version;
+pub(crate) use version::Versions;
+pub(crate) use worker::settle;
+pub(crate) use worker::work;

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The end of a version: what older ones need of it is handed down to them.
+
+use super::chain::Chain;
+use super::version::Version;
+use super::version::Versions;
+use crate::kapi::noio;
+use crate::kapi::time;
+use crate::tracker::Tracker;
+use bdsnap_logic::granule;
+use bdsnap_logic::units::Granules;
+use bdsnap_logic::units::Span;
+use core::cell::Cell;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+/// Takes a version out of its origin's chain. Its image is gone already. Waits for copies on their
+/// way, for RCU, and sleeps. Under the registry's lock, so the list changes under nobody else.
+pub(crate) fn remove(tracker: &Arc<Tracker>, version: &Arc<Version>) {
+    version.close();
+    while version.jobs.load(Ordering::Acquire) > 0 {
+        tracker.kick();
+        time::sleep_us(200);
+    }
+    let noio = noio::Scope::enter();
+    let mut chain = tracker.chain.lock();
+    chain.hand_down(version);
+    let list = loop {
+        match chain.versions(Some(version)) {
+            Ok(list) if list.is_empty() => break Some(None),
+            Ok(list) => match KBox::new(Versions(list), GFP_KERNEL) {
+                Ok(list) => break Some(Some(list)),
+                Err(_) => time::sleep_us(1000),
+            },
+            Err(_) => time::sleep_us(1000),
+        }
+    };
+    let retired = list.map(|list| tracker.versions.swap(list));
+    let gone = chain.unlink(version);
+    drop(chain);
+    drop(noio);
+    // Waits for hooks and completions that still look at the old list.
+    drop(retired);
+    if let Some(older) = gone.older {
+        // Marks that came between the first look and the new list.
+        older.view.inherit(&version.view);
+    }
+    tracker.chain.lock().shrink();
+    tracker.kick();
+}
+
+/// What [`Chain::unlink`] took out.
+struct Unlinked {
+    /// The next older version.
+    older: Option<Arc<Version>>,
+    /// The link, dropped outside the lock.
+    _link: Option<super::chain::Link>,
+}
+
+impl Chain {
+    /// Gives older versions what they read through `version`.
+    fn hand_down(&mut self, version: &Version) {
+        let Some(index) = self.links.iter().position(|l| core::ptr::eq(&*l.version, version)) else {
+            return;
+        };
+        let Some((newer, older)) = self.links.split_at_mut_checked(index + 1) else {
+            return;
+        };
+        let Some(link) = newer.last_mut() else {
+            return;
+        };
+        if let Some(next) = older.first() {
+            next.version.view.inherit(&version.view);
+        } else {
+            return;
+        }
+        for (last, extent) in link.extents.iter() {
+            let mut at = extent.first;
+            while let Some(rest) = Span::<Granules>::new(at, last + 1).filter(|s| !s.is_empty()) {
+                let end = Cell::new(rest.end());
+                let heir = granule::heir(older.iter().map(|l| {
+                    let (state, upto) = l.state_run(rest);
+                    end.set(end.get().min(upto));
+                    state
+                }));
+                let upto = end.get();
+                let part = Span::new(at, upto).unwrap_or(rest);
+                if let Some(heir) = heir.and_then(|i| older.get_mut(i)) {
+                    let place = extent.place.advanced(at - extent.first);
+                    let done = heir.version.ensure(part).and_then(|()| heir.insert(part, place));
+                    match done {
+                        Ok(()) => heir.version.inherit(part),
+                        Err(_) => {
+                            heir.version.fail(crate::kapi::abi::BDSNAP_CAUSE_NO_MEMORY);
+                        }
+                    }
+                }
+                at = upto;
+            }
+        }
+    }
+
+    /// Takes a version out.
+    fn unlink(&mut self, version: &Version) -> Unlinked {
+        match self.links.iter().position(|l| core::ptr::eq(&*l.version, version)) {
+            Some(index) => Unlinked {
+                older: self.links.get(index + 1).map(|l| l.version.clone()),
+                _link: self.links.remove(index).ok(),
+            },
+            None => Unlinked {
+                older: None,
+                _link: None,
+            },
+        }
+    }
+}

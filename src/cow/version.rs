@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A version: what one snapshot keeps of one origin.
+
+use super::bits::Bits;
+use crate::cbt::View;
+use crate::kapi::abi;
+use crate::store::Store;
+use bdsnap_logic::units::Granules;
+use bdsnap_logic::units::Sectors;
+use bdsnap_logic::units::Span;
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+/// How a version is damaged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Damage {
+    /// Not at all.
+    None,
+    /// Some granules can't be read.
+    Parts,
+    /// Nothing can be read: the cause, `BDSNAP_CAUSE_*`.
+    All(u32),
+}
+
+/// One version. What hooks and completions look at is here and atomic; where its data is, the
+/// [`super::Chain`] knows.
+pub(crate) struct Version {
+    /// The map as of its cut.
+    pub(crate) view: View,
+    /// Where its granules go.
+    pub(crate) store: Arc<Store>,
+    /// Sectors of the origin.
+    sectors: u64,
+    /// Granules for which no copy need be made (any more).
+    kept: Bits,
+    /// Those of them that it has data of, or that are lost: walks of older images end there.
+    data: Bits,
+    /// Cause of its failure: `BDSNAP_CAUSE_*`, 0 while it lives.
+    failed: AtomicU32,
+    /// Whether it is being deleted.
+    closing: AtomicBool,
+    /// Granules copied.
+    copied: AtomicU64,
+    /// Granules lost.
+    lost: AtomicU64,
+    /// Granules not kept: store extents.
+    not_kept: AtomicU64,
+    /// Copies on their way.
+    pub(super) jobs: AtomicU64,
+}
+
+impl Version {
+    /// A version of an origin of `sectors` sectors that needs all granules. ENOMEM. May sleep.
+    pub(crate) fn new(view: View, store: Arc<Store>, sectors: u64) -> Result<Self> {
+        let all = Span::<Sectors>::of_len(0, sectors).ok_or(EINVAL)?;
+        let granules = all.outward::<Granules>(store.shift()).len();
+        Ok(Self {
+            view,
+            sectors,
+            kept: Bits::new(granules)?,
+            data: Bits::new(granules)?,
+            store,
+            failed: AtomicU32::new(0),
+            closing: AtomicBool::new(false),
+            copied: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            not_kept: AtomicU64::new(0),
+            jobs: AtomicU64::new(0),
+        })
+    }
+
+    /// Sectors in a granule, as a shift.
+    #[inline]
+    pub(crate) fn shift(&self) -> u32 {
+        self.store.shift()
+    }
+
+    /// Sectors of its origin.
+    pub(crate) fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// The sectors of some granules, clamped to the end of the device.
+    pub(crate) fn sectors_of(&self, granules: Span<Granules>) -> Span<Sectors> {
+        granules.sectors(self.shift(), self.sectors)
+    }
+
+    /// Whether copies are made for it.
+    #[inline]
+    pub(crate) fn is_live(&self) -> bool {
+        self.failed.load(Ordering::Acquire) == 0 && !self.closing.load(Ordering::Acquire)
+    }
+
+    /// How it is damaged.
+    pub(crate) fn damage(&self) -> Damage {
+        match self.failed.load(Ordering::Acquire) {
+            0 if self.lost.load(Ordering::Relaxed) > 0 => Damage::Parts,
+            0 => Damage::None,
+            cause => Damage::All(cause),
+        }
+    }
+
+    /// Gives it up: nothing more is copied for it, its image answers EIO. What it has still serves
+    /// older versions. The first cause stays.
+    pub(crate) fn fail(&self, cause: u32) {
+        let first = self.failed.compare_exchange(0, cause, Ordering::AcqRel, Ordering::Relaxed);
+        if first.is_ok() {
+            let why = match cause {
+                abi::BDSNAP_CAUSE_STORE_FULL => "its store is full",
+                abi::BDSNAP_CAUSE_STORE_IO => "a write to its store failed",
+                abi::BDSNAP_CAUSE_NO_MEMORY => "there is no memory for it",
+                _ => "its origin is gone",
+            };
+            pr_notice!("snapshot {} of an origin has failed: {}\n", self.view.number(), why);
+        }
+    }
+
+    /// Makes no more copies for it: it is being deleted.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// Marks granules as not kept, before the cut: they read as zeros. ENOMEM. May sleep.
+    pub(crate) fn exclude(&self, span: Span<Granules>) -> Result {
+        self.kept.ensure(span)?;
+        let before = self.kept.count(span);
+        self.kept.set(span);
+        self.not_kept.fetch_add(span.len().saturating_sub(before), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes sure that [`Version::keep`] can be called for `span`. ENOMEM. May sleep.
+    pub(super) fn ensure(&self, span: Span<Granules>) -> Result {
+        self.kept.ensure(span)?;
+        self.data.ensure(span)
+    }
+
+    /// Its data for `span` is in memory (or `lost`): writes may pass. The caller has recorded
+    /// where it is.
+    pub(super) fn keep(&self, span: Span<Granules>, lost: bool) {
+        // In this order: who sees a granule kept, sees that there is data.
+        self.data.set(span);
+        self.kept.set(span);
+        let count = if lost { &self.lost } else { &self.copied };
+        count.fetch_add(span.len(), Ordering::Relaxed);
+    }
+
+    /// It takes data over from a newer version.
+    pub(super) fn inherit(&self, span: Span<Granules>) {
+        self.data.set(span);
+        self.kept.set(span);
+    }
+
+    /// Whether a granule need not be copied, and up to where that is so.
+    pub(super) fn kept_run(&self, span: Span<Granules>) -> (bool, u64) {
+        match self.kept.first_clear(span) {
+            None => (true, span.end()),
+            Some(at) if at > span.start() => (true, at),
+            Some(_) => (false, self.kept.first_set(span).unwrap_or(span.end())),
+        }
+    }
+
+    /// Whether it has data of any of these granules. Any context.
+    pub(crate) fn has_data_of(&self, span: Span<Granules>) -> bool {
+        self.data.any(span)
+    }
+
+    /// Granules copied, lost, and not kept.
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        (
+            self.copied.load(Ordering::Relaxed),
+            self.lost.load(Ordering::Relaxed),
+            self.not_kept.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// The versions of an origin, newest first: what the hook reads under RCU.
+pub(crate) struct Versions(pub(crate) KVec<Arc<Version>>);
+
+impl Versions {
+    /// Whether a write to these sectors must be looked at by the worker, because some live version
+    /// may need some of its granules. Any context; never says no where the answer is yes.
+    #[inline]
+    pub(crate) fn may_need(&self, span: Span<Sectors>) -> bool {
+        for version in self.0.iter() {
+            let granules = span.outward::<Granules>(version.shift());
+            if version.data.all(granules) {
+                // Older ones find their data there.
+                return false;
+            }
+            if version.is_live() && !version.kept.all(granules) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The view of the newest version.
+    #[inline]
+    pub(crate) fn newest_view(&self) -> Option<&View> {
+        self.0.first().map(|v| &v.view)
+    }
+
+    /// Whether one of the versions from `own` to the newest has data of any of these granules, so
+    /// that what was read from the origin may be too new. A `own` that isn't among them: yes.
+    /// Any context.
+    pub(crate) fn superseded(&self, own: &Version, span: Span<Granules>) -> bool {
+        for version in self.0.iter() {
+            if version.has_data_of(span) {
+                return true;
+            }
+            if core::ptr::eq(&**version, own) {
+                return false;
+            }
+        }
+        true
+    }
+}

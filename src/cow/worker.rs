@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The worker of an origin: takes held writes in batches, copies what they need, lets them go.
+//!
+//! It never waits for I/O: what has ended comes back through [`Tracker::done`].
+
+use super::chain::Chain;
+use super::chain::Extent;
+use super::chain::Job;
+use super::chain::Phase;
+use super::chain::Place;
+use super::chain::Start;
+use super::version::Version;
+use crate::kapi::abi;
+use crate::kapi::bio::ParkedList;
+use crate::kapi::noio;
+use crate::kapi::run;
+use crate::kapi::run::Direction;
+use crate::kapi::run::Io;
+use crate::kapi::run::Run;
+use crate::kapi::time;
+use crate::kapi::trace;
+use crate::tracker::Tracker;
+use bdsnap_logic::units::Granules;
+use bdsnap_logic::units::Sectors;
+use bdsnap_logic::units::Span;
+use bdsnap_logic::units::SECTOR_SHIFT;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+use kernel::rbtree::RBTreeNode;
+use kernel::sync::Arc;
+
+/// One round: what has ended, what has arrived, what waits. Runs on the tracker's work queue.
+pub(crate) fn work(tracker: &Arc<Tracker>) {
+    let _noio = noio::Scope::enter();
+    let mut released = ParkedList::new();
+    let mut chain = tracker.chain.lock();
+    for run in tracker.done.take_all() {
+        chain.ended(tracker, run);
+    }
+    let mut waiting = chain.waiting.take_all();
+    waiting.append(tracker.take_held());
+    while let Some(mut held) = waiting.pop() {
+        let span = chain.granules(held.span());
+        match chain.advance(span, held.cursor()) {
+            Some(cursor) => {
+                held.set_cursor(cursor);
+                chain.waiting.push(held);
+            }
+            None => released.push(held.release()),
+        }
+    }
+    if let Some((span, cursor)) = chain.claim {
+        chain.claim = chain.advance(span, cursor).map(|cursor| (span, cursor));
+    }
+    let starts = chain.take_starts();
+    drop(chain);
+    start(tracker, starts);
+    tracker.release(released);
+}
+
+/// Copies what versions need of these sectors, as if they were about to be written, and waits for
+/// it: the way a store is made of blocks that an older version may still need. Sleeps. Under the
+/// registry's lock: one at a time.
+pub(crate) fn settle(tracker: &Arc<Tracker>, sectors: Span<Sectors>) {
+    {
+        let mut chain = tracker.chain.lock();
+        let span = chain.granules(sectors);
+        chain.claim = Some((span, 0));
+    }
+    loop {
+        tracker.kick();
+        time::sleep_us(500);
+        if tracker.chain.lock().claim.is_none() {
+            return;
+        }
+    }
+}
+
+/// Starts I/O, all in one plug.
+fn start(tracker: &Arc<Tracker>, mut starts: KVec<Start>) {
+    if !starts.is_empty() {
+        run::plugged(|| {
+            for start in starts.drain_all() {
+                let device = match &start.store {
+                    Some(store) => store.device(),
+                    None => &tracker.device,
+                };
+                // It can't be refused: the run is free, and large enough.
+                let _ = Run::start(start.run, tracker.clone(), device, start.io);
+            }
+        });
+    }
+    tracker.chain.lock().give_starts(starts);
+}
+
+impl Chain {
+    /// The granules that sectors of the origin touch: all versions of an origin have one size.
+    fn granules(&self, sectors: Span<Sectors>) -> Span<Granules> {
+        match self.links.first() {
+            Some(link) => sectors.outward(link.version.shift()),
+            None => Span::EMPTY,
+        }
+    }
+
+    /// Takes the list of I/O to be started.
+    fn take_starts(&mut self) -> KVec<Start> {
+        core::mem::take(&mut self.starts)
+    }
+
+    /// Gives its memory back, for the next time.
+    fn give_starts(&mut self, starts: KVec<Start>) {
+        if self.starts.capacity() < starts.capacity() && self.starts.is_empty() {
+            self.starts = starts;
+        }
+    }
+
+    /// The I/O of a run has ended.
+    fn ended(&mut self, tracker: &Tracker, run: Arc<Run<Tracker>>) {
+        let job = self.pool.as_mut().and_then(|p| p.jobs.get_mut(run.index())).and_then(Option::take);
+        let Some(mut job) = job else {
+            return;
+        };
+        let ok = run.status().is_ok();
+        match job.phase {
+            Phase::Read if ok => self.was_read(tracker, run, job, 0),
+            Phase::Read => {
+                job.phase = Phase::Salvage { at: 0, bad: 0 };
+                self.salvage(run, job, 0);
+            }
+            Phase::Salvage { at, mut bad } => {
+                if !ok {
+                    bad |= 1 << at;
+                }
+                let next = at + 1;
+                if u64::from(next) < job.span.len() {
+                    job.phase = Phase::Salvage { at: next, bad };
+                    self.salvage(run, job, next);
+                } else {
+                    self.was_read(tracker, run, job, bad);
+                }
+            }
+            Phase::Write => self.was_written(run, job, ok),
+        }
+    }
+
+    /// Puts a job back and reads one granule of it.
+    fn salvage(&mut self, run: Arc<Run<Tracker>>, job: Job, at: u32) {
+        let one = Span::of_len(job.span.start() + u64::from(at), 1).unwrap_or(Span::EMPTY);
+        let sectors = job.version.sectors_of(one);
+        self.put(&run, job);
+        self.start_read(run, sectors, at as usize);
+    }
+
+    /// Puts a job back.
+    fn put(&mut self, run: &Run<Tracker>, job: Job) {
+        if let Some(slot) = self.pool.as_mut().and_then(|p| p.jobs.get_mut(run.index())) {
+            *slot = Some(job);
+        }
+    }
+
+    /// Ends a job.
+    fn over(&mut self, run: Arc<Run<Tracker>>, version: &Version) {
+        if let Some(pool) = self.pool.as_mut() {
+            pool.give(run);
+        }
+        version.jobs.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A job's old data is in memory, but for the granules with a bit in `bad`.
+    fn was_read(&mut self, tracker: &Tracker, run: Arc<Run<Tracker>>, mut job: Job, bad: u64) {
+        let version = job.version.clone();
+        if !version.is_live() {
+            // Nobody wants it any more; should an older version, it gets its own.
+            self.forget(&version, job.span);
+            return self.over(run, &version);
+        }
+        let memory = Place::Memory {
+            run: run.clone(),
+            base: job.span.start(),
+        };
+        let good = if bad == 0 {
+            self.replace(&version, job.span, memory);
+            version.keep(job.span, false);
+            job.span.len()
+        } else {
+            self.split(&version, job.span, bad, memory)
+        };
+        tracker.count_copied(good << version.shift() << SECTOR_SHIFT);
+        let to = version.store.locate(job.slot).filter(|_| good > 0);
+        let Some((sector, _)) = to else {
+            return self.over(run, &version);
+        };
+        trace::copy(tracker.dev(), job.span.start(), job.span.len(), job.slot);
+        // The last granule of a device may be short.
+        let bytes = (version.sectors_of(job.span).len() as usize) << SECTOR_SHIFT;
+        job.phase = Phase::Write;
+        self.put(&run, job);
+        let start = Start {
+            run,
+            store: Some(version.store.clone()),
+            io: Io {
+                direction: Direction::Write,
+                sector,
+                page: 0,
+                bytes,
+            },
+        };
+        let _ = self.starts.push_within_capacity(start);
+    }
+
+    /// A job's data is in the store, or could not be put there.
+    fn was_written(&mut self, run: Arc<Run<Tracker>>, job: Job, ok: bool) {
+        let version = job.version;
+        if !ok {
+            version.fail(abi::BDSNAP_CAUSE_STORE_IO);
+        }
+        if let Some(link) = self.links.iter_mut().find(|l| core::ptr::eq(&*l.version, &*version)) {
+            let mut cursor = link.extents.cursor_lower_bound_mut(&job.span.start());
+            while let Some(mut at) = cursor {
+                let (_, extent) = at.current_mut();
+                if extent.first >= job.span.end() {
+                    break;
+                }
+                if let Place::Memory { .. } = extent.place {
+                    extent.place = if ok {
+                        Place::Stored {
+                            store: version.store.clone(),
+                            slot: job.slot + (extent.first - job.span.start()),
+                        }
+                    } else {
+                        Place::Lost
+                    };
+                }
+                cursor = at.move_next();
+            }
+            link.join(job.span.end() - 1);
+        }
+        self.over(run, &version);
+    }
+
+    /// Forgets an extent that is being read.
+    fn forget(&mut self, version: &Version, span: Span<Granules>) {
+        if let Some(link) = self.links.iter_mut().find(|l| core::ptr::eq(&*l.version, version)) {
+            link.extents.remove(&(span.end() - 1));
+        }
+    }
+
+    /// Gives a whole extent, as it was recorded, another place.
+    fn replace(&mut self, version: &Version, span: Span<Granules>, place: Place) {
+        let link = self.links.iter_mut().find(|l| core::ptr::eq(&*l.version, version));
+        if let Some(extent) = link.and_then(|l| l.extents.get_mut(&(span.end() - 1))) {
+            extent.place = place;
+        }
+    }
+
+    /// Replaces an extent, some of whose granules could not be read, by parts; says how many are
+    /// good. Where there is no memory for the parts, all of it is lost.
+    fn split(&mut self, version: &Version, span: Span<Granules>, bad: u64, memory: Place) -> u64 {
+        let parts = || {
+            let mut at = span.start();
+            core::iter::from_fn(move || {
+                let part = (at < span.end()).then(|| same(span, at, bad))?;
+                at = part.0.end();
+                Some(part)
+            })
+        };
+        let mut nodes = KVec::new();
+        for (part, lost) in parts() {
+            let place = if lost { Place::Lost } else { memory.clone() };
+            let extent = Extent {
+                first: part.start(),
+                place,
+            };
+            let node = RBTreeNode::new(part.end() - 1, extent, GFP_KERNEL);
+            if node.and_then(|n| nodes.push(n, GFP_KERNEL).map_err(Error::from)).is_err() {
+                self.replace(version, span, Place::Lost);
+                version.keep(span, true);
+                return 0;
+            }
+        }
+        self.forget(version, span);
+        if let Some(link) = self.links.iter_mut().find(|l| core::ptr::eq(&*l.version, version)) {
+            for node in nodes.drain_all() {
+                link.extents.insert(node);
+            }
+        }
+        let mut good = 0;
+        for (part, lost) in parts() {
+            version.keep(part, lost);
+            if !lost {
+                good += part.len();
+            }
+        }
+        good
+    }
+}
+
+impl super::chain::Link {
+    /// Joins the extent that ends with granule `last` to the one before it, if they lie side by
+    /// side in one store: long runs of writes cost one extent.
+    fn join(&mut self, last: u64) {
+        let Some(cursor) = self.extents.cursor_lower_bound_mut(&last) else {
+            return;
+        };
+        let (at, extent) = cursor.current();
+        let (first, Place::Stored { store, slot }) = (extent.first, &extent.place) else {
+            return;
+        };
+        let before = cursor.peek_prev().and_then(|(end, before)| match &before.place {
+            Place::Stored { store: s, slot: b } if Arc::ptr_eq(s, store) => {
+                let side_by_side = end + 1 == first && b + (first - before.first) == *slot;
+                side_by_side.then_some((before.first, *b))
+            }
+            _ => None,
+        });
+        let (Some((start, base)), true) = (before, *at == last) else {
+            return;
+        };
+        let store = store.clone();
+        let mut cursor = cursor;
+        cursor.remove_prev();
+        let (_, extent) = cursor.current_mut();
+        extent.first = start;
+        extent.place = Place::Stored { store, slot: base };
+    }
+}
+
+/// The longest part of `span` from `at` on whose granules are all bad, or all good: and which.
+fn same(span: Span<Granules>, at: u64, bad: u64) -> (Span<Granules>, bool) {
+    let is_bad = |g: u64| bad.checked_shr((g - span.start()) as u32).unwrap_or(0) & 1 == 1;
+    let lost = is_bad(at);
+    let mut end = at + 1;
+    while end < span.end() && is_bad(end) == lost {
+        end += 1;
+    }
+    (Span::new(at, end).unwrap_or(Span::EMPTY), lost)
+}

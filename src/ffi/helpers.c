@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: GPL-2.0
+#include <linux/annotate.h>
+#include <linux/blk-integrity.h>
+#include <linux/fileattr.h>
+#include <linux/highmem.h>
+#include <linux/ktime.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/sched/mm.h>
+#include "helpers.h"
+
+/*
+ * ftrace. What runs inside the callback is notrace, so that tracing everything
+ * can't trace the hook itself.
+ */
+notrace unsigned long bdsnap_ftrace_arg0(struct ftrace_regs *regs)
+{
+	return ftrace_regs_get_argument(regs, 0);
+}
+
+notrace void bdsnap_ftrace_set_ip(struct ftrace_regs *regs, unsigned long ip)
+{
+	ftrace_regs_set_instruction_pointer(regs, ip);
+}
+
+/* Runs instead of submit_bio_noacct() for a bio that the hook has taken. */
+noinline notrace void bdsnap_hook_taken(struct bio *bio)
+{
+	barrier();
+}
+
+/* Runs instead of it for a REQ_NOWAIT bio that would have to wait. */
+noinline notrace void bdsnap_hook_again(struct bio *bio)
+{
+	bio_wouldblock_error(bio);
+}
+
+/*
+ * Every bio of our own goes through this call, and nothing else does: inside the
+ * hook, a parent_ip between the function and the label means "ours". The asm
+ * keeps the call from becoming a jump (which would loop for ever).
+ */
+__attribute__((noipa)) notrace void bdsnap_submit_own(struct bio *bio)
+{
+	submit_bio_noacct(bio);
+	asm volatile(".globl bdsnap_submit_own_end\n"
+		     "bdsnap_submit_own_end:\n"
+		     ANNOTATE_NOENDBR ::: "memory");
+}
+
+void bdsnap_bio_zero(struct bio *bio)
+{
+	struct bvec_iter iter;
+	struct bio_vec bv;
+
+	bio_for_each_segment(bv, bio, iter)
+		memzero_bvec(&bv);
+}
+
+/* Copies len bytes from src into the bio's data, from byte skip of it on. */
+void bdsnap_bio_fill(struct bio *bio, unsigned int skip, const void *src, unsigned int len)
+{
+	struct bvec_iter iter = bio->bi_iter;
+
+	bio_advance_iter(bio, &iter, skip);
+	while (len && iter.bi_size) {
+		struct bio_vec bv = bio_iter_iovec(bio, iter);
+		unsigned int n = min(bv.bv_len, len);
+
+		bv.bv_len = n;
+		memcpy_to_bvec(&bv, src);
+		src += n;
+		len -= n;
+		bio_advance_iter_single(bio, &iter, n);
+	}
+}
+
+void bdsnap_bio_set_dev(struct bio *bio, struct block_device *bdev)
+{
+	bio_set_dev(bio, bdev);
+}
+
+notrace unsigned int bdsnap_cpu(void)
+{
+	return raw_smp_processor_id();
+}
+
+/*
+ * Keeps the caller on its CPU while it works off completions. A plain preemption
+ * lock where completions may run under one; PREEMPT_RT sleeps in spinlocks.
+ */
+notrace void bdsnap_cpu_hold(void)
+{
+	if (IS_ENABLED(CONFIG_PREEMPT_RT))
+		migrate_disable();
+	else
+		preempt_disable();
+}
+
+notrace void bdsnap_cpu_release(void)
+{
+	if (IS_ENABLED(CONFIG_PREEMPT_RT))
+		migrate_enable();
+	else
+		preempt_enable();
+}
+
+struct kmem_cache *bdsnap_cache_create(const char *name, unsigned int size, unsigned int align)
+{
+	return kmem_cache_create(name, size, align, 0, NULL);
+}
+
+struct mempool *bdsnap_slab_pool(int min, struct kmem_cache *cache)
+{
+	return mempool_create_slab_pool(min, cache);
+}
+
+unsigned int bdsnap_noio_save(void)
+{
+	return memalloc_noio_save();
+}
+
+void bdsnap_noio_restore(unsigned int flags)
+{
+	memalloc_noio_restore(flags);
+}
+
+struct page *bdsnap_alloc_page(gfp_t gfp)
+{
+	return alloc_page(gfp);
+}
+
+void *bdsnap_page_address(struct page *page)
+{
+	return page_address(page);
+}
+
+u64 bdsnap_realtime_ns(void)
+{
+	return ktime_get_real_ns();
+}
+
+u64 bdsnap_monotonic_ns(void)
+{
+	return ktime_get_ns();
+}
+
+sector_t bdsnap_bdev_sectors(struct block_device *bdev)
+{
+	return bdev_nr_sectors(bdev);
+}
+
+bool bdsnap_bdev_read_only(struct block_device *bdev)
+{
+	return bdev_read_only(bdev);
+}
+
+bool bdsnap_bdev_zoned(struct block_device *bdev)
+{
+	return bdev_is_zoned(bdev);
+}
+
+bool bdsnap_bdev_dax(struct block_device *bdev)
+{
+	return blk_queue_dax(bdev_get_queue(bdev));
+}
+
+bool bdsnap_bdev_integrity(struct block_device *bdev)
+{
+	return bdev_get_integrity(bdev) != NULL;
+}
+
+bool bdsnap_bdev_inline_crypto(struct block_device *bdev)
+{
+#ifdef CONFIG_BLK_INLINE_ENCRYPTION
+	return bdev_get_queue(bdev)->crypto_profile != NULL;
+#else
+	return false;
+#endif
+}
+
+bool bdsnap_bdev_live(struct block_device *bdev)
+{
+	return disk_live(bdev->bd_disk);
+}
+
+unsigned int bdsnap_bdev_logical(struct block_device *bdev)
+{
+	return bdev_logical_block_size(bdev);
+}
+
+unsigned int bdsnap_bdev_physical(struct block_device *bdev)
+{
+	return bdev_physical_block_size(bdev);
+}
+
+void bdsnap_bdev_name(struct block_device *bdev, char *buf, size_t len)
+{
+	snprintf(buf, len, "%pg", bdev);
+}
+
+unsigned int bdsnap_major(dev_t dev)
+{
+	return MAJOR(dev);
+}
+
+unsigned int bdsnap_minor(dev_t dev)
+{
+	return MINOR(dev);
+}
+
+dev_t bdsnap_mkdev(unsigned int major, unsigned int minor)
+{
+	return MKDEV(major, minor);
+}
+
+bool bdsnap_is_err(const void *ptr)
+{
+	return IS_ERR(ptr);
+}
+
+long bdsnap_ptr_err(const void *ptr)
+{
+	return PTR_ERR(ptr);
+}
+
+struct gendisk *bdsnap_disk_alloc(unsigned int logical, unsigned int physical)
+{
+	struct queue_limits lim = {
+		.logical_block_size	= logical,
+		.physical_block_size	= physical,
+		.io_min			= physical,
+		.max_hw_sectors		= 8192,
+		.features		= BLK_FEAT_IO_STAT,
+	};
+
+	return blk_alloc_disk(&lim, NUMA_NO_NODE);
+}
+
+void bdsnap_disk_set_private(struct gendisk *disk, void *data)
+{
+	disk->private_data = data;
+}
+
+unsigned int bdsnap_disk_openers(struct gendisk *disk)
+{
+	return disk_openers(disk);
+}
+
+struct inode *bdsnap_file_inode(struct file *file)
+{
+	return file_inode(file);
+}
+
+bool bdsnap_file_writable_regular(struct file *file)
+{
+	return S_ISREG(file_inode(file)->i_mode) && (file->f_mode & FMODE_WRITE);
+}
+
+/* Makes the inode behave as a swap file does: its blocks stay where they are. */
+int bdsnap_inode_claim(struct inode *inode)
+{
+	int ret = 0;
+
+	inode_lock(inode);
+	if (IS_SWAPFILE(inode))
+		ret = -EBUSY;
+	else
+		inode->i_flags |= S_SWAPFILE;
+	inode_unlock(inode);
+	return ret;
+}
+
+void bdsnap_inode_unclaim(struct inode *inode)
+{
+	inode_lock(inode);
+	inode->i_flags &= ~S_SWAPFILE;
+	inode_unlock(inode);
+}
+
+/* Waits for what is on its way to the blocks, and empties the page cache. */
+int bdsnap_inode_settle(struct inode *inode)
+{
+	int ret;
+
+	inode_lock(inode);
+	inode_dio_wait(inode);
+	ret = filemap_write_and_wait(inode->i_mapping);
+	if (!ret)
+		ret = invalidate_inode_pages2(inode->i_mapping);
+	inode_unlock(inode);
+	return ret;
+}
+
+int bdsnap_inode_fiemap(struct inode *inode, u64 len, void __user *buf, u32 room, u32 *mapped)
+{
+	struct fiemap_extent_info info = {
+		.fi_flags = FIEMAP_FLAG_SYNC,
+		.fi_extents_max = room,
+		.fi_extents_start = buf,
+	};
+	int ret;
+
+	if (!inode->i_op->fiemap)
+		return -EOPNOTSUPP;
+	ret = inode->i_op->fiemap(inode, &info, 0, len);
+	*mapped = info.fi_extents_mapped;
+	return ret;
+}
+
+/* Whether the file's data lies on a realtime device (XFS). */
+bool bdsnap_file_realtime(struct file *file)
+{
+	struct file_kattr fa = {};
+
+	if (vfs_fileattr_get(file->f_path.dentry, &fa))
+		return false;
+	return fa.fsx_xflags & FS_XFLAG_REALTIME;
+}
+
+loff_t bdsnap_inode_size(struct inode *inode)
+{
+	return i_size_read(inode);
+}
+
+const char *bdsnap_fs_name(struct super_block *sb)
+{
+	return sb->s_type->name;
+}
+
+#define BDSNAP_FREEZER (FREEZE_HOLDER_KERNEL | FREEZE_MAY_NEST)
+
+int bdsnap_freeze(struct super_block *sb)
+{
+	if (sb->s_op->freeze_super)
+		return sb->s_op->freeze_super(sb, BDSNAP_FREEZER, NULL);
+	return freeze_super(sb, BDSNAP_FREEZER, NULL);
+}
+
+int bdsnap_thaw(struct super_block *sb)
+{
+	if (sb->s_op->thaw_super)
+		return sb->s_op->thaw_super(sb, BDSNAP_FREEZER, NULL);
+	return thaw_super(sb, BDSNAP_FREEZER, NULL);
+}
+
+bool bdsnap_is_frozen(struct super_block *sb)
+{
+	return READ_ONCE(sb->s_writers.frozen) == SB_FREEZE_COMPLETE;
+}

@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Images: read-only disks that show a version.
+//!
+//! A read is split by where its granules are. What is read from the origin is read in hope: when
+//! it has come, and a version has got data of those granules meanwhile, it may be too new, and that
+//! part is read again from where it is now. A write is let go only after its granules' bits are
+//! set, so bits that are still clear prove the data old. Writers never wait for readers.
+
+use crate::cow::Damage;
+use crate::cow::Found;
+use crate::cow::Version;
+use crate::kapi::bdev::Dev;
+use crate::kapi::bdev::NAME_LEN;
+use crate::kapi::abi::ModuleRef;
+use crate::kapi::disk::Child;
+use crate::kapi::disk::ChildDone;
+use crate::kapi::disk::Disk;
+use crate::kapi::disk::DiskOps;
+use crate::kapi::disk::Parent;
+use crate::kapi::queue::OwnedQueue;
+use crate::kapi::time;
+use crate::store::Store;
+use crate::tracker::Tracker;
+use bdsnap_logic::units::Granules;
+use bdsnap_logic::units::Sectors;
+use bdsnap_logic::units::Span;
+use bdsnap_logic::units::SECTOR_SHIFT;
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::AtomicUsize;
+use core::sync::atomic::Ordering;
+use kernel::new_work;
+use kernel::prelude::*;
+use kernel::sync::rcu;
+use kernel::sync::Arc;
+use kernel::sync::ArcBorrow;
+use kernel::workqueue::impl_has_work;
+use kernel::workqueue::Work;
+use kernel::workqueue::WorkItem;
+
+/// What the disk of an image shows.
+pub(crate) struct Shown {
+    /// The origin.
+    tracker: Arc<Tracker>,
+    /// The version of it.
+    version: Arc<Version>,
+    /// Where reads are repeated.
+    queue: Arc<OwnedQueue>,
+    /// Whether it is about to go: nobody may open it any more.
+    closing: AtomicBool,
+    /// Reads on their way.
+    reading: Arc<AtomicUsize>,
+    /// Somebody may have it open after the last snapshot has gone.
+    _module: ModuleRef,
+}
+
+/// An image: the disk, and what it shows.
+pub(crate) struct Image {
+    /// The disk; None while it is being removed.
+    disk: Option<Disk<Shown>>,
+    /// Its name.
+    pub(crate) name: [u8; NAME_LEN],
+    /// Its number.
+    pub(crate) dev: Dev,
+    /// What it shows.
+    shown: Arc<Shown>,
+}
+
+impl Image {
+    /// Makes the disk of a version. ENOMEM, and errors of adding a disk. May sleep.
+    pub(crate) fn new(
+        tracker: &Arc<Tracker>,
+        version: &Arc<Version>,
+        name: [u8; NAME_LEN],
+        queue: Arc<OwnedQueue>,
+    ) -> Result<Self> {
+        let shown = Arc::new(
+            Shown {
+                tracker: tracker.clone(),
+                version: version.clone(),
+                queue,
+                closing: AtomicBool::new(false),
+                reading: Arc::new(AtomicUsize::new(0), GFP_KERNEL)?,
+                _module: ModuleRef::get()?,
+            },
+            GFP_KERNEL,
+        )?;
+        let disk = Disk::add(
+            shown.clone(),
+            &name,
+            version.sectors(),
+            tracker.device.logical_block(),
+            tracker.device.physical_block(),
+        )?;
+        Ok(Self {
+            dev: disk.dev()?,
+            disk: Some(disk),
+            name,
+            shown,
+        })
+    }
+
+    /// The version that it shows.
+    pub(crate) fn version(&self) -> &Arc<Version> {
+        &self.shown.version
+    }
+
+    /// Its origin.
+    pub(crate) fn tracker(&self) -> &Arc<Tracker> {
+        &self.shown.tracker
+    }
+
+    /// How many have it open.
+    pub(crate) fn openers(&self) -> u32 {
+        self.disk.as_ref().map_or(0, Disk::openers)
+    }
+
+    /// Lets nobody open it any more; takes that back.
+    pub(crate) fn close(&self, closing: bool) {
+        self.shown.closing.store(closing, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        self.close(true);
+        // From here on nobody can start a read.
+        self.disk = None;
+        while self.shown.reading.load(Ordering::Acquire) > 0 {
+            time::sleep_us(200);
+        }
+    }
+}
+
+/// Counts a read for as long as it lives.
+struct Reading(Arc<AtomicUsize>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// A read on its way. When the last of its pieces is done, its fields are dropped in their order:
+/// the bio ends, and only then is the read not counted any more.
+struct Read {
+    /// The bio.
+    parent: Parent,
+    /// What is read. Never the last reference: who counts us down to zero holds one.
+    shown: Arc<Shown>,
+    /// Counts it.
+    _reading: Reading,
+}
+
+/// A piece of a read that is on its way.
+#[pin_data]
+struct Piece {
+    /// The read.
+    read: Arc<Read>,
+    /// The granules of the image that it touches.
+    granules: Span<Granules>,
+    /// The sectors of the image that it is.
+    sectors: Span<Sectors>,
+    /// The store that it is read from; None: the origin.
+    store: Option<Arc<Store>>,
+    /// Reads it again.
+    #[pin]
+    again: Work<Piece>,
+}
+
+impl_has_work! {
+    impl HasWork<Piece> for Piece { self.again }
+}
+
+impl WorkItem for Piece {
+    type Pointer = Pin<KBox<Piece>>;
+
+    fn run(this: Pin<KBox<Piece>>) {
+        let (read, sectors) = (this.read.clone(), this.sectors);
+        drop(this);
+        resolve(&read, sectors);
+    }
+}
+
+impl DiskOps for Shown {
+    fn open(this: ArcBorrow<'_, Self>) -> Result {
+        if this.closing.load(Ordering::SeqCst) {
+            return Err(ENODEV);
+        }
+        Ok(())
+    }
+
+    fn read(this: ArcBorrow<'_, Self>, parent: Parent) {
+        this.reading.fetch_add(1, Ordering::AcqRel);
+        let reading = Reading(this.reading.clone());
+        let sectors = Span::of_len(parent.sector(), parent.sectors()).unwrap_or(Span::EMPTY);
+        let inside = sectors.end() <= this.version.sectors();
+        if !inside || matches!(this.version.damage(), Damage::All(_)) {
+            parent.fail();
+            drop(parent);
+            drop(reading);
+            return;
+        }
+        let read = Read {
+            parent,
+            shown: this.into(),
+            _reading: reading,
+        };
+        // Where there is no memory, `read` is dropped: without an error recorded it would end
+        // well, with nothing read.
+        let slot = kernel::sync::UniqueArc::<Read>::new_uninit(GFP_KERNEL);
+        match slot {
+            Ok(slot) => resolve(&slot.write(read).into(), sectors),
+            Err(_) => read.parent.fail(),
+        }
+    }
+}
+
+/// Reads sectors of an image from where they are. Failures are recorded in the read.
+fn resolve(read: &Arc<Read>, sectors: Span<Sectors>) {
+    let version = &*read.shown.version;
+    let mut rest = sectors;
+    while !rest.is_empty() {
+        let granules = rest.outward::<Granules>(version.shift());
+        let chain = read.shown.tracker.chain.lock();
+        let (found, upto) = chain.locate(version, granules);
+        let (sector, upto) = match &found {
+            // Slots that follow each other need not lie side by side on the device.
+            Found::Stored(store, slot) => match store.locate(*slot) {
+                Some((sector, run)) => (sector, upto.min(granules.start().saturating_add(run))),
+                None => return read.parent.fail(),
+            },
+            _ => (0, upto),
+        };
+        let some = Span::new(granules.start(), upto).unwrap_or(granules);
+        let (part, others) = rest.split_at(version.sectors_of(some).end());
+        if part.is_empty() {
+            read.parent.fail();
+            return;
+        }
+        // What is in memory stays there only while the chain is locked.
+        if let Found::Memory(run, page) = &found {
+            fill(read, part, |child| {
+                let skipped = part.start() - version.sectors_of(some).start();
+                let from = (*page << version.shift()).saturating_add(skipped);
+                let bytes = (part.len() as usize) << SECTOR_SHIFT;
+                run.fill(child, 0, (from as usize) << SECTOR_SHIFT, bytes);
+            });
+        }
+        drop(chain);
+        match found {
+            Found::Memory(..) => (),
+            Found::Zeros => fill(read, part, Child::zero),
+            Found::Unreadable => read.parent.fail(),
+            Found::Origin => fetch(read, part, None, part.start()),
+            Found::Stored(store, _) => {
+                let skipped = part.start() - version.sectors_of(some).start();
+                fetch(read, part, Some(store), sector.saturating_add(skipped));
+            }
+        }
+        rest = others;
+    }
+}
+
+/// A child for some sectors of a read.
+fn child(read: &Read, part: Span<Sectors>) -> Result<Child> {
+    Child::of(&read.parent, part.start() - read.parent.sector(), part.len())
+}
+
+/// Fills a part of a read.
+fn fill(read: &Read, part: Span<Sectors>, with: impl FnOnce(&mut Child)) {
+    match child(read, part) {
+        Ok(mut child) => with(&mut child),
+        Err(_) => read.parent.fail(),
+    }
+}
+
+/// Starts to read a part from `sector` of a store's device, or of the origin.
+fn fetch(read: &Arc<Read>, part: Span<Sectors>, store: Option<Arc<Store>>, sector: u64) {
+    let from = store.clone();
+    let piece = KBox::pin_init(
+        pin_init!(Piece {
+            read: read.clone(),
+            granules: part.outward(read.shown.version.shift()),
+            sectors: part,
+            store,
+            again <- new_work!("bdsnap::read_again"),
+        }),
+        GFP_KERNEL,
+    );
+    let (Ok(piece), Ok(child)) = (piece, child(read, part)) else {
+        read.parent.fail();
+        return;
+    };
+    let device = from.as_ref().map_or(&read.shown.tracker.device, |s| s.device());
+    child.submit(device, sector, piece);
+}
+
+impl ChildDone for Piece {
+    fn child_done(this: Pin<KBox<Self>>, status: Result) {
+        if this.store.is_none() {
+            let guard = rcu::read_lock();
+            let shown = &this.read.shown;
+            let versions = shown.tracker.versions.read(&guard);
+            let superseded = versions.map_or(true, |v| v.superseded(&shown.version, this.granules));
+            drop(guard);
+            if superseded {
+                // Even an error counts only if the data should still be on the origin.
+                let queue = shown.queue.clone();
+                let _ = queue.queue().enqueue::<_, 0>(this);
+                return;
+            }
+        }
+        // A version that has failed protects nothing any more.
+        let failed = matches!(this.read.shown.version.damage(), Damage::All(_));
+        if failed || status.is_err() {
+            this.read.parent.fail();
+        }
+    }
+}

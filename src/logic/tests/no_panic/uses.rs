@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Every function of the crate, called once with values the compiler can't know.
+//!
+//! Small and generic functions exist only where they are called, so this object, and not the
+//! crate's own, shows whether any of them can panic. See `../no_panic.rs`.
+#![no_std]
+
+use bdsnap_logic::bits;
+use bdsnap_logic::cbt;
+use bdsnap_logic::extent;
+use bdsnap_logic::gate;
+use bdsnap_logic::granule;
+use bdsnap_logic::range;
+use bdsnap_logic::units::Blocks;
+use bdsnap_logic::units::Granules;
+use bdsnap_logic::units::Sectors;
+use bdsnap_logic::units::Span;
+use bdsnap_logic::units::Unit;
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+
+fn span<U: 'static>(a: Span<U>, b: Span<U>, at: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let (low, high) = a.intersect(b).split_at(at);
+    let odd = low == high || a.overlaps(b) || a.contains(at) || b.is_empty();
+    let sum = low.len() ^ high.start() ^ high.end();
+    fmt::Debug::fmt(&a, f)?;
+    fmt::Debug::fmt(&(odd, sum, Span::<U>::new(at, sum)), f)?;
+    fmt::Debug::fmt(&Span::<U>::of_len(at, sum), f)
+}
+
+fn convert<V: Unit + 'static>(a: Span<Sectors>, n: u64, shift: u32) -> Span<Sectors> {
+    let out = a.outward::<V>(shift).sectors(shift, n);
+    let inside = a.inward::<V>(shift, n).sectors(shift, n);
+    out.intersect(inside)
+}
+
+#[inline(never)]
+pub fn units(n: &[u64; 4], shift: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let [a, b, c, d] = *n;
+    let x = Span::from_bytes_outward(a, b).unwrap_or(Span::EMPTY);
+    let y = Span::from_bytes_exact(c, d).unwrap_or(Span::EMPTY);
+    span(x, y, a, f)?;
+    span(x.outward::<Granules>(shift), y.inward(shift, d), b, f)?;
+    span(
+        convert::<Granules>(x, c, shift),
+        convert::<Blocks>(y, d, shift),
+        c,
+        f,
+    )
+}
+
+#[inline(never)]
+pub fn range(n: &[u64; 4]) -> Option<Span<Sectors>> {
+    let [a, b, c, d] = *n;
+    range::in_origin(range::bio_on_disk(a, b, c), Span::of_len(c, d)?)
+}
+
+#[inline(never)]
+pub fn bits(words: &[AtomicU64], from: usize, to: usize) -> (bool, usize) {
+    bits::set_range(words, from, to);
+    bits::clear_range(words, from, to);
+    let first = bits::first_clear(words, from, to).or(bits::first_set(words, from, to));
+    let count = bits::count(words, from, to);
+    (bits::test(words, from), first.unwrap_or(count))
+}
+
+#[inline(never)]
+pub fn cbt(clock: &mut cbt::Clock, byte: u8, n: u64, pass: cbt::Aging) -> (u8, u64) {
+    let seen = cbt::changed(byte, n, clock.oldest()) || clock.can_answer(n, clock.number());
+    let mut sum = cbt::decode(byte, clock.mark()) ^ u64::from(seen) ^ pass.horizon();
+    let aged = clock.aged(byte, n).unwrap_or(cbt::code(n));
+    sum ^= clock.aging_due().unwrap_or(n);
+    clock.aging_done(pass);
+    let other = clock.set_oldest(n);
+    clock.aging_done(other);
+    sum ^= clock.cut().unwrap_or(n) ^ cbt::Clock::default().mark() ^ cbt::Clock::new().mark();
+    (aged, sum)
+}
+
+#[inline(never)]
+pub fn granule(
+    links: &[granule::Link],
+    event: granule::Event,
+) -> (
+    granule::Need,
+    granule::Source,
+    Option<usize>,
+    Option<granule::State>,
+) {
+    let states = || links.iter().map(|link| link.state);
+    let step = links
+        .first()
+        .and_then(|link| granule::step(link.state, event));
+    let pair = links.first().zip(links.last());
+    let heir = pair.and_then(|(a, b)| granule::inherit(a.state, b.state));
+    let kept = states().all(granule::State::is_kept) | states().any(granule::State::has_data);
+    (
+        granule::need(links.iter().copied()),
+        granule::source(states().rev()),
+        granule::heir(states()),
+        if kept { step } else { heir },
+    )
+}
+
+#[inline(never)]
+pub fn extent(
+    list: &mut [extent::RawExtent],
+    pieces: &mut [extent::Piece],
+    n: &[u64; 4],
+    shift: u32,
+    cursor: &mut extent::Cursor,
+) -> Result<Option<(u64, u64)>, extent::Refusal> {
+    let [a, b, c, d] = *n;
+    extent::check(list, a, b, shift)?;
+    if let (Some(raw), Some((last, _))) = (list.first(), pieces.split_last_mut()) {
+        if let Some(next) = extent::piece(raw, shift, c) {
+            if let Some(joined) = extent::join(last, &next, shift) {
+                *last = joined;
+            }
+        }
+    }
+    let taken = cursor.take(pieces, d);
+    let slot = cursor.used() ^ extent::total(pieces) ^ extent::Cursor::new().used();
+    Ok(taken.or(extent::locate(pieces, slot, shift)))
+}
+
+#[inline(never)]
+pub fn gate(filesystems: usize, levels: usize, ok: bool) -> (gate::Step, gate::Step) {
+    let mut cut = gate::Cut::new(filesystems, levels);
+    let first = cut.step();
+    cut.done(ok);
+    (first, cut.done(!ok))
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Live backup of any block device: change-block tracking and copy-on-write snapshots.
+//!
+//! `insmod` makes `/dev/bdsnap` and nothing else. The hook on bio submission is there only while
+//! something is tracked, and holds a reference on the module.
+//!
+//! # Rooms
+//!
+//! control → image, cow, store, cbt, tracker → kapi → ffi; all of them → logic.
+//!
+//! # Lock order
+//!
+//! Each may be taken while those above it are held, never the other way round:
+//!
+//! 1. `Registry::state`: all that ioctls do. Held while sleeping, for I/O too.
+//! 2. A disk's `open_mutex`, inode and super block locks: taken by the kernel functions that are
+//!    called under 1. (`Shown::open` runs under `open_mutex` and takes nothing.)
+//! 3. `Tracker::chain`, one tracker's at a time: where the data of its versions is. Held while
+//!    allocating without I/O, never while waiting for I/O.
+//! 4. `Map::clock`: the numbers of a change map. Held for a pass over the map at most.
+//! 5. `Tracker::arrivals`, `Store::next`: spin locks, for a few instructions.
+//!
+//! The hook takes RCU and 5 only. Completions take RCU and no lock.
+//!
+//! # Start and stop
+//!
+//! Start: what gates need (`kapi::inflight::Support`), what disks need (`kapi::disk::Support`), the
+//! registry, the control device; stop in reverse. By then nothing is tracked: each tracker and each
+//! image holds a reference on the module.
+
+mod cbt;
+mod control;
+mod cow;
+mod ffi;
+mod image;
+mod kapi;
+mod store;
+mod tracker;
+
+use control::Registry;
+use kapi::global::GlobalGuard;
+use kernel::miscdevice::MiscDeviceRegistration;
+use kernel::prelude::*;
+
+module! {
+    type: Bdsnap,
+    name: "bdsnap",
+    authors: ["The bdsnap authors"],
+    description: "Change tracking and snapshots of live block devices",
+    license: "GPL",
+}
+
+/// The module: its fields are dropped in their order.
+#[pin_data]
+struct Bdsnap {
+    /// `/dev/bdsnap`.
+    #[pin]
+    _control: MiscDeviceRegistration<control::Session>,
+    /// The registry.
+    _registry: GlobalGuard<Registry>,
+    /// For images.
+    _disks: kapi::disk::Support,
+    /// For gates.
+    _gates: kapi::inflight::Support,
+}
+
+impl kernel::InPlaceModule for Bdsnap {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            _gates: kapi::inflight::Support::new()?,
+            _disks: kapi::disk::Support::new()?,
+            _registry: control::start()?,
+            _control <- control::register(),
+        }? Error)
+    }
+}

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Trackers: one for each origin. Look-up of origins, the gate, the write path.
+
+mod intercept;
+mod table;
+
+pub(crate) use intercept::Intercept;
+pub(crate) use table::mark_on_disk;
+pub(crate) use table::set_table;
+pub(crate) use table::Table;
+
+use crate::cbt::Map;
+use crate::cow;
+use crate::cow::Chain;
+use crate::cow::Versions;
+use crate::kapi::abi;
+use crate::kapi::bdev::BlockDevice;
+use crate::kapi::bdev::Dev;
+use crate::kapi::bdev::DiskId;
+use crate::kapi::bio::Parked;
+use crate::kapi::bio::ParkedList;
+use crate::kapi::inflight::Held;
+use crate::kapi::inflight::HeldList;
+use crate::kapi::inflight::Inflight;
+use crate::kapi::queue::OwnedQueue;
+use crate::kapi::rcu::RcuCell;
+use crate::kapi::run::Run;
+use crate::kapi::run::RunOwner;
+use crate::kapi::run::RunStack;
+use bdsnap_logic::units::Sectors;
+use bdsnap_logic::units::Span;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering;
+use kernel::new_mutex;
+use kernel::new_spinlock;
+use kernel::new_work;
+use kernel::prelude::*;
+use kernel::sync::rcu;
+use kernel::sync::Arc;
+use kernel::sync::Mutex;
+use kernel::sync::SpinLock;
+use kernel::workqueue::impl_has_work;
+use kernel::workqueue::Work;
+use kernel::workqueue::WorkItem;
+
+/// Writes on their way between the hook and the workers.
+struct Arrivals {
+    /// Counted, waiting for a copy.
+    held: HeldList,
+    /// Not counted: the gate was closed.
+    gate: ParkedList,
+    /// Not counted: there was no memory to count them.
+    starved: ParkedList,
+    /// Ready to be submitted.
+    released: ParkedList,
+}
+
+/// The tracker of one origin.
+#[pin_data]
+pub(crate) struct Tracker {
+    /// The origin.
+    pub(crate) device: BlockDevice,
+    /// Its sectors on its disk.
+    span: Span<Sectors>,
+    /// UUID of the change map's life.
+    pub(crate) generation: [u8; 16],
+    /// The change map.
+    #[pin]
+    pub(crate) map: Map,
+    /// The gate, and the writes in flight.
+    pub(crate) inflight: KBox<Inflight>,
+    /// The versions, for those who take no lock.
+    pub(crate) versions: RcuCell<Versions>,
+    /// Writes that the hook took.
+    #[pin]
+    arrivals: SpinLock<Arrivals>,
+    /// Runs whose I/O has ended.
+    pub(crate) done: RunStack<Tracker>,
+    /// The versions, and where their data is.
+    #[pin]
+    pub(crate) chain: Mutex<Chain>,
+    /// Bytes copied on write.
+    copied: AtomicU64,
+    /// Writes that had to wait.
+    parked: AtomicU64,
+    /// Runs [`cow::work`].
+    #[pin]
+    copying: Work<Tracker, 0>,
+    /// Submits released writes: apart from the copying, since it may be held up below (a throttled
+    /// cgroup), and the copying must not be.
+    #[pin]
+    releasing: Work<Tracker, 1>,
+    /// Where both run.
+    queue: Arc<OwnedQueue>,
+}
+
+impl_has_work! {
+    impl HasWork<Tracker, 0> for Tracker { self.copying }
+    impl HasWork<Tracker, 1> for Tracker { self.releasing }
+}
+
+impl WorkItem<0> for Tracker {
+    type Pointer = Arc<Tracker>;
+
+    fn run(this: Arc<Tracker>) {
+        cow::work(&this);
+    }
+}
+
+impl WorkItem<1> for Tracker {
+    type Pointer = Arc<Tracker>;
+
+    fn run(this: Arc<Tracker>) {
+        this.submit_released();
+    }
+}
+
+impl RunOwner for Tracker {
+    fn run_done(owner: Arc<Self>, run: Arc<Run<Self>>) {
+        owner.done.push(run);
+        owner.kick();
+    }
+}
+
+impl Tracker {
+    /// A tracker for `device`, with CBT blocks of `1 << block_shift` sectors, in a new generation.
+    /// Nothing is tracked until it is in the [`Table`]. ENOMEM. May sleep.
+    pub(crate) fn new(device: BlockDevice, block_shift: u32, queue: Arc<OwnedQueue>) -> Result<Arc<Self>> {
+        let sectors = device.sectors();
+        let span = Span::of_len(device.start_sector(), sectors).ok_or(EINVAL)?;
+        let inflight = Inflight::new()?;
+        Arc::pin_init(
+            try_pin_init!(Self {
+                device,
+                span,
+                generation: abi::random_uuid(),
+                map <- Map::new(sectors, block_shift),
+                inflight,
+                versions: RcuCell::empty(),
+                arrivals <- new_spinlock!(Arrivals {
+                    held: HeldList::new(),
+                    gate: ParkedList::new(),
+                    starved: ParkedList::new(),
+                    released: ParkedList::new(),
+                }),
+                done: RunStack::new(),
+                chain <- new_mutex!(Chain::new()),
+                copied: AtomicU64::new(0),
+                parked: AtomicU64::new(0),
+                copying <- new_work!("bdsnap::copying"),
+                releasing <- new_work!("bdsnap::releasing"),
+                queue,
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Its device number.
+    pub(crate) fn dev(&self) -> Dev {
+        self.device.dev()
+    }
+
+    /// Its disk.
+    pub(crate) fn disk(&self) -> DiskId {
+        self.device.disk()
+    }
+
+    /// Its sectors on its disk.
+    pub(crate) fn span(&self) -> Span<Sectors> {
+        self.span
+    }
+
+    /// Its size in sectors, as it was when tracking began.
+    pub(crate) fn sectors(&self) -> u64 {
+        self.span.len()
+    }
+
+    /// Whether the device is not any more what it was when tracking began.
+    pub(crate) fn is_resized(&self) -> bool {
+        self.device.sectors() != self.span.len() || self.device.start_sector() != self.span.start()
+    }
+
+    /// Marks sectors as changed. Any context that may take memory with GFP_NOWAIT.
+    pub(crate) fn mark(&self, span: Span<Sectors>) {
+        let guard = rcu::read_lock();
+        let versions = self.versions.read(&guard);
+        self.map.mark(span, versions.and_then(Versions::newest_view));
+    }
+
+    /// Gets the copying worker going. Any context.
+    pub(crate) fn kick(self: &Arc<Self>) {
+        // An error means that it is queued already.
+        let _ = self.queue.queue().enqueue::<_, 0>(self.clone());
+    }
+
+    /// Gets the releasing worker going. Any context.
+    fn kick_release(self: &Arc<Self>) {
+        let _ = self.queue.queue().enqueue::<_, 1>(self.clone());
+    }
+
+    /// A write that waits for a copy.
+    fn hold(self: &Arc<Self>, held: Held) {
+        self.parked.fetch_add(1, Ordering::Relaxed);
+        self.arrivals.lock().held.push(held);
+        self.kick();
+    }
+
+    /// Takes what waits for copies.
+    pub(crate) fn take_held(&self) -> HeldList {
+        self.arrivals.lock().held.take_all()
+    }
+
+    /// A write that met the closed gate.
+    fn park_at_gate(self: &Arc<Self>, bio: Parked) {
+        self.parked.fetch_add(1, Ordering::Relaxed);
+        self.arrivals.lock().gate.push(bio);
+        // The gate may have been opened, and its list emptied, in between.
+        if !self.inflight.is_closed() {
+            self.kick_release();
+        }
+    }
+
+    /// A write that could not be counted.
+    fn park_starved(self: &Arc<Self>, bio: Parked) {
+        self.parked.fetch_add(1, Ordering::Relaxed);
+        self.arrivals.lock().starved.push(bio);
+        self.kick_release();
+    }
+
+    /// Lets writes go whose old data is safe.
+    pub(crate) fn release(self: &Arc<Self>, mut writes: ParkedList) {
+        if writes.is_empty() {
+            return;
+        }
+        let mut arrivals = self.arrivals.lock();
+        while let Some(bio) = writes.pop() {
+            arrivals.released.push(bio);
+        }
+        drop(arrivals);
+        self.kick_release();
+    }
+
+    /// Opens the gate, and lets those go that wait there.
+    pub(crate) fn open_gate(self: &Arc<Self>) {
+        self.inflight.open();
+        self.kick_release();
+    }
+
+    /// Submits what has been released, and what waits at a gate that is open.
+    fn submit_released(&self) {
+        loop {
+            let (mut released, mut starved) = {
+                let mut arrivals = self.arrivals.lock();
+                let mut released = arrivals.released.take_all();
+                if !self.inflight.is_closed() {
+                    while let Some(bio) = arrivals.gate.pop() {
+                        released.push(bio);
+                    }
+                }
+                (released, arrivals.starved.take_all())
+            };
+            if released.is_empty() && starved.is_empty() {
+                return;
+            }
+            crate::kapi::run::plugged(|| {
+                while let Some(bio) = released.pop() {
+                    bio.submit();
+                }
+            });
+            while let Some(bio) = starved.pop() {
+                self.inflight.wait_for_memory();
+                bio.submit();
+            }
+        }
+    }
+
+    /// Counts copied bytes.
+    pub(crate) fn count_copied(&self, bytes: u64) {
+        self.copied.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes copied, and writes that had to wait, since tracking began.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (
+            self.copied.load(Ordering::Relaxed),
+            self.parked.load(Ordering::Relaxed),
+        )
+    }
+}

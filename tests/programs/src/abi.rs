@@ -1,0 +1,247 @@
+//! The ABI of `bdsnap.h` as byte offsets, written down by hand from the
+//! header, so that nothing of the module or of the tool's library is trusted.
+//! `tests/abi/example.c` asserts the same offsets against the header itself.
+
+use crate::sys;
+use std::os::fd::AsRawFd;
+
+/// Path of the control device.
+pub const DEVICE: &str = "/dev/bdsnap";
+/// Most devices in a snapshot.
+pub const MAX_DEVICES: u32 = 64;
+/// Most file systems frozen in a call.
+pub const MAX_FREEZE: u32 = 128;
+/// Most extents of a store.
+pub const MAX_EXTENTS: u32 = 65536;
+/// Most ranges in a MARK.
+pub const MAX_RANGES: u32 = 65536;
+/// Longest time-out.
+pub const TIMEOUT_MAX_MS: u32 = 60000;
+/// Bytes of struct fiemap_extent.
+pub const FIEMAP_EXTENT: u64 = 56;
+
+/// One ioctl: its number, and the size of its struct in the first ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ioctl {
+    /// The name in the header, without `BDSNAP_IOC_`.
+    pub name: &'static str,
+    /// The number.
+    pub nr: u8,
+    /// Bytes in its struct.
+    pub size: u32,
+}
+
+const fn ioc(name: &'static str, nr: u8, size: u32) -> Ioctl {
+    Ioctl { name, nr, size }
+}
+
+/// BDSNAP_IOC_VERSION
+pub const VERSION: Ioctl = ioc("VERSION", 0x00, 56);
+/// BDSNAP_IOC_TRACK
+pub const TRACK: Ioctl = ioc("TRACK", 0x01, 48);
+/// BDSNAP_IOC_UNTRACK
+pub const UNTRACK: Ioctl = ioc("UNTRACK", 0x02, 16);
+/// BDSNAP_IOC_LIST_ORIGINS
+pub const LIST_ORIGINS: Ioctl = ioc("LIST_ORIGINS", 0x03, 40);
+/// BDSNAP_IOC_STORE_FILE
+pub const STORE_FILE: Ioctl = ioc("STORE_FILE", 0x10, 48);
+/// BDSNAP_IOC_SNAPSHOT_CREATE
+pub const SNAPSHOT_CREATE: Ioctl = ioc("SNAPSHOT_CREATE", 0x20, 96);
+/// BDSNAP_IOC_SNAPSHOT_KEEP
+pub const SNAPSHOT_KEEP: Ioctl = ioc("SNAPSHOT_KEEP", 0x21, 24);
+/// BDSNAP_IOC_SNAPSHOT_DELETE
+pub const SNAPSHOT_DELETE: Ioctl = ioc("SNAPSHOT_DELETE", 0x22, 24);
+/// BDSNAP_IOC_LIST_SNAPSHOTS
+pub const LIST_SNAPSHOTS: Ioctl = ioc("LIST_SNAPSHOTS", 0x23, 40);
+/// BDSNAP_IOC_LIST_VERSIONS
+pub const LIST_VERSIONS: Ioctl = ioc("LIST_VERSIONS", 0x24, 40);
+/// BDSNAP_IOC_MAP_READ
+pub const MAP_READ: Ioctl = ioc("MAP_READ", 0x30, 96);
+/// BDSNAP_IOC_MARK
+pub const MARK: Ioctl = ioc("MARK", 0x31, 32);
+
+/// All of them.
+pub const ALL: [Ioctl; 12] = [
+    VERSION,
+    TRACK,
+    UNTRACK,
+    LIST_ORIGINS,
+    STORE_FILE,
+    SNAPSHOT_CREATE,
+    SNAPSHOT_KEEP,
+    SNAPSHOT_DELETE,
+    LIST_SNAPSHOTS,
+    LIST_VERSIONS,
+    MAP_READ,
+    MARK,
+];
+
+/// Bytes of struct bdsnap_origin_info.
+pub const ORIGIN_INFO: u32 = 112;
+/// Bytes of struct bdsnap_snapshot_device.
+pub const SNAPSHOT_DEVICE: u32 = 80;
+/// Bytes of struct bdsnap_snapshot_info.
+pub const SNAPSHOT_INFO: u32 = 80;
+/// Bytes of struct bdsnap_version_info.
+pub const VERSION_INFO: u32 = 152;
+
+/// Offsets of fields; every struct has `size` at 0 and `flags` at 4.
+pub mod at {
+    /// All: flags
+    pub const FLAGS: usize = 4;
+    /// TRACK, UNTRACK, MAP_READ, MARK: major
+    pub const MAJOR: usize = 8;
+    /// TRACK, UNTRACK, MAP_READ, MARK: minor
+    pub const MINOR: usize = 12;
+    /// TRACK: block_size
+    pub const BLOCK_SIZE: usize = 16;
+    /// TRACK: cause
+    pub const TRACK_CAUSE: usize = 20;
+    /// LIST_*: count
+    pub const LIST_COUNT: usize = 8;
+    /// LIST_*: item_size
+    pub const LIST_ITEM: usize = 12;
+    /// LIST_*: buffer
+    pub const LIST_BUFFER: usize = 16;
+    /// LIST_*: id
+    pub const LIST_ID: usize = 24;
+    /// STORE_FILE: fd
+    pub const STORE_FD: usize = 8;
+    /// STORE_FILE: granule
+    pub const STORE_GRANULE: usize = 12;
+    /// STORE_FILE: buffer
+    pub const STORE_BUFFER: usize = 16;
+    /// STORE_FILE: extent_count
+    pub const STORE_EXTENTS: usize = 24;
+    /// STORE_FILE: cause
+    pub const STORE_CAUSE: usize = 28;
+    /// STORE_FILE: store
+    pub const STORE_HANDLE: usize = 32;
+    /// STORE_FILE: capacity
+    pub const STORE_CAPACITY: usize = 40;
+    /// SNAPSHOT_CREATE, KEEP, DELETE: id
+    pub const ID: usize = 8;
+    /// SNAPSHOT_CREATE: store
+    pub const SNAP_STORE: usize = 24;
+    /// SNAPSHOT_CREATE: devices
+    pub const SNAP_DEVICES: usize = 32;
+    /// SNAPSHOT_CREATE: freeze_fds
+    pub const SNAP_FREEZE: usize = 40;
+    /// SNAPSHOT_CREATE: device_count
+    pub const SNAP_DEVICE_COUNT: usize = 48;
+    /// SNAPSHOT_CREATE: freeze_count
+    pub const SNAP_FREEZE_COUNT: usize = 52;
+    /// SNAPSHOT_CREATE: freeze_timeout_ms
+    pub const SNAP_FREEZE_MS: usize = 56;
+    /// SNAPSHOT_CREATE: drain_timeout_ms
+    pub const SNAP_DRAIN_MS: usize = 60;
+    /// SNAPSHOT_CREATE: cause
+    pub const SNAP_CAUSE: usize = 64;
+    /// MAP_READ: generation
+    pub const MAP_GENERATION: usize = 16;
+    /// MAP_READ: since
+    pub const MAP_SINCE: usize = 32;
+    /// MAP_READ: first_block
+    pub const MAP_FIRST: usize = 40;
+    /// MAP_READ: count
+    pub const MAP_COUNT: usize = 48;
+    /// MAP_READ: buffer
+    pub const MAP_BUFFER: usize = 56;
+    /// MAP_READ: number
+    pub const MAP_NUMBER: usize = 64;
+    /// MAP_READ: oldest
+    pub const MAP_OLDEST: usize = 72;
+    /// MAP_READ: device_size
+    pub const MAP_SIZE: usize = 80;
+    /// MAP_READ: block_size
+    pub const MAP_BLOCK: usize = 88;
+    /// MAP_READ: reserved
+    pub const MAP_RESERVED: usize = 92;
+    /// MARK: ranges
+    pub const MARK_RANGES: usize = 16;
+    /// MARK: count
+    pub const MARK_COUNT: usize = 24;
+    /// MARK: reserved
+    pub const MARK_RESERVED: usize = 28;
+}
+
+impl Ioctl {
+    /// The request code, with any size in it.
+    pub fn code_with(&self, size: u32) -> u64 {
+        3 << 30 | u64::from(size & 0x3fff) << 16 | 0xbd << 8 | u64::from(self.nr)
+    }
+
+    /// The request code of the header.
+    pub fn code(&self) -> u64 {
+        self.code_with(self.size)
+    }
+
+    /// An argument with `size` set and all else zero.
+    pub fn arg(&self) -> Arg {
+        let mut bytes = vec![0u8; self.size as usize];
+        bytes[..4].copy_from_slice(&self.size.to_ne_bytes());
+        Arg {
+            ioctl: *self,
+            bytes,
+        }
+    }
+}
+
+/// The argument of an ioctl, as bytes.
+#[derive(Clone, Debug)]
+pub struct Arg {
+    /// Whose argument it is.
+    pub ioctl: Ioctl,
+    /// The struct, and what may be behind it.
+    pub bytes: Vec<u8>,
+}
+
+impl Arg {
+    /// Sets a 32-bit field.
+    pub fn u32(mut self, at: usize, v: u32) -> Self {
+        self.bytes[at..at + 4].copy_from_slice(&v.to_ne_bytes());
+        self
+    }
+
+    /// Sets a 64-bit field.
+    pub fn u64(mut self, at: usize, v: u64) -> Self {
+        self.bytes[at..at + 8].copy_from_slice(&v.to_ne_bytes());
+        self
+    }
+
+    /// Sets some bytes.
+    pub fn put(mut self, at: usize, v: &[u8]) -> Self {
+        self.bytes[at..at + v.len()].copy_from_slice(v);
+        self
+    }
+
+    /// Sets `major` and `minor`.
+    pub fn dev(self, dev: (u32, u32)) -> Self {
+        self.u32(at::MAJOR, dev.0).u32(at::MINOR, dev.1)
+    }
+
+    /// Makes it `len` bytes, says so in `size`, and fills what is new.
+    pub fn sized(mut self, len: u32, fill: u8) -> Self {
+        self.bytes.resize(len as usize, fill);
+        self.u32(0, len)
+    }
+
+    /// Reads a 32-bit field.
+    pub fn get32(&self, at: usize) -> u32 {
+        let mut b = [0; 4];
+        b.copy_from_slice(&self.bytes[at..at + 4]);
+        u32::from_ne_bytes(b)
+    }
+
+    /// Reads a 64-bit field.
+    pub fn get64(&self, at: usize) -> u64 {
+        let mut b = [0; 8];
+        b.copy_from_slice(&self.bytes[at..at + 8]);
+        u64::from_ne_bytes(b)
+    }
+
+    /// Makes the call; what the kernel wrote is in `self` afterwards.
+    pub fn call(&mut self, f: &impl AsRawFd) -> Result<i32, i32> {
+        sys::ioctl(f.as_raw_fd(), self.ioctl.code(), &mut self.bytes)
+    }
+}

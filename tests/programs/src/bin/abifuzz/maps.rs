@@ -1,0 +1,221 @@
+//! SNAPSHOT_KEEP and _DELETE with bad ids, MAP_READ, MARK.
+
+use crate::calls::*;
+use crate::runner::Checks;
+use bdsnap_tests::abi;
+use bdsnap_tests::abi::at;
+use bdsnap_tests::sys::Cliff;
+use libc::{E2BIG, EFAULT, EINVAL, ENODEV, ENOENT, ENXIO, ESTALE};
+
+impl Checks {
+    pub fn refs(&mut self, id: [u8; 16]) {
+        for io in [abi::SNAPSHOT_KEEP, abi::SNAPSHOT_DELETE] {
+            let good = io.arg().put(at::ID, &[9; 16]);
+            self.common(&good, ENOENT);
+            self.expect("id zero", &io.arg(), &[ENOENT, EINVAL]);
+            self.expect(
+                "FORCE, and another flag",
+                &io.arg().put(at::ID, &id).u32(at::FLAGS, 3),
+                &[EINVAL],
+            );
+        }
+        self.expect(
+            "KEEP with FORCE",
+            &abi::SNAPSHOT_KEEP.arg().put(at::ID, &id).u32(at::FLAGS, 1),
+            &[EINVAL],
+        );
+    }
+
+    pub fn maps(&mut self, image: Dev) {
+        for dev in [self.dev, image] {
+            let good = abi::MAP_READ.arg().dev(dev);
+            self.common(&good, 0);
+            let head = self.expect("only the header", &good, &[0]);
+            let (size, block) = (self.size, self.block);
+            let blocks = size.div_ceil(block);
+            let number = head.get64(at::MAP_NUMBER);
+            self.ensure("device_size", head.get64(at::MAP_SIZE) == size);
+            self.ensure("block_size", u64::from(head.get32(at::MAP_BLOCK)) == block);
+            for bit in 0..32 {
+                self.expect(
+                    "reserved bit",
+                    &good.clone().u32(at::MAP_RESERVED, 1 << bit),
+                    &[EINVAL],
+                );
+            }
+            for (what, first, count) in [
+                ("far past the end", blocks + 1, 1),
+                ("u64::MAX", u64::MAX, 1),
+                ("u64::MAX, count u64::MAX", u64::MAX, u64::MAX),
+                ("2^52 blocks", 1 << 52, 1 << 52),
+                ("2^63", 1 << 63, 2),
+            ] {
+                let mut room = [0u32; 16];
+                let a = good
+                    .clone()
+                    .u64(at::MAP_FIRST, first)
+                    .u64(at::MAP_COUNT, count)
+                    .u64(at::MAP_BUFFER, room.as_mut_ptr() as u64);
+                self.expect(&format!("first block {what}"), &a, &[EINVAL]);
+                self.ensure("and nothing is written", room.iter().all(|&x| x == 0));
+            }
+            for (first, count) in [
+                (0, blocks),
+                (0, u64::MAX),
+                (1, u64::MAX),
+                (blocks - 1, 1),
+                (blocks - 1, u64::MAX),
+                (3, 1 << 62),
+            ] {
+                let mut room = vec![0x5a5a_5a5au32; blocks as usize + 64];
+                let a = good
+                    .clone()
+                    .u64(at::MAP_FIRST, first)
+                    .u64(at::MAP_COUNT, count)
+                    .u64(at::MAP_BUFFER, room.as_mut_ptr() as u64);
+                let out = self.expect(&format!("{count} blocks from {first}"), &a, &[0]);
+                let fit = count.min(blocks - first);
+                self.ensure(
+                    "count is clamped to the end",
+                    out.get64(at::MAP_COUNT) == fit,
+                );
+                self.ensure(
+                    "nothing is written behind the last block",
+                    room[fit as usize..].iter().all(|&x| x == 0x5a5a_5a5a),
+                );
+                self.ensure(
+                    "all blocks are answered",
+                    room[..fit as usize].iter().all(|&x| x != 0x5a5a_5a5a),
+                );
+            }
+            for addr in [0, 8, 0xffff_8880_0000_0000, u64::MAX - 7, self.cliff.edge()] {
+                let a = good
+                    .clone()
+                    .u64(at::MAP_COUNT, blocks)
+                    .u64(at::MAP_BUFFER, addr);
+                self.expect(&format!("buffer {addr:#x}"), &a, &[EFAULT]);
+            }
+            for since in [number + 1, number + 256, 1 << 32, u64::MAX] {
+                let out = self.expect(
+                    &format!("since {since}"),
+                    &good.clone().u64(at::MAP_SINCE, since),
+                    &[ESTALE],
+                );
+                self.ensure(
+                    "the fields are filled in all the same",
+                    out.get64(at::MAP_SIZE) == size,
+                );
+            }
+            let out = self.expect(
+                "another generation",
+                &good.clone().put(at::MAP_GENERATION, &[1; 16]),
+                &[ESTALE],
+            );
+            self.ensure(
+                "the map's own generation is told",
+                out.bytes[at::MAP_GENERATION..at::MAP_GENERATION + 16]
+                    == head.bytes[at::MAP_GENERATION..at::MAP_GENERATION + 16],
+            );
+        }
+        for d in [
+            self.other,
+            (0, 0),
+            (u32::MAX, u32::MAX),
+            (image.0, image.1 | 1 << 19),
+        ] {
+            self.expect(
+                &format!("device {d:?}"),
+                &abi::MAP_READ.arg().dev(d),
+                &[ENOENT, EINVAL, ENODEV, ENXIO],
+            );
+        }
+    }
+
+    pub fn mark(&mut self) {
+        let (size, block) = (self.size, self.block);
+        let ranges = |list: &[(u64, u64)]| {
+            list.iter()
+                .flat_map(|r| [r.0.to_ne_bytes(), r.1.to_ne_bytes()].concat())
+                .collect::<Vec<u8>>()
+        };
+        let mut nothing = ranges(&[(0, 0)]);
+        let good = abi::MARK
+            .arg()
+            .dev(self.dev)
+            .u32(at::MARK_COUNT, 1)
+            .u64(at::MARK_RANGES, nothing.as_mut_ptr() as u64);
+        // A good MARK changes the map; with count 0 it is refused.
+        self.common(&good.clone().u32(at::MARK_COUNT, 0), EINVAL);
+        for bit in 0..32 {
+            self.expect(
+                "reserved bit",
+                &good.clone().u32(at::MARK_RESERVED, 1 << bit),
+                &[EINVAL],
+            );
+        }
+        let bad = [
+            (0, 0),
+            (size, 1),
+            (size, 0),
+            (size - 1, 2),
+            (0, size + 1),
+            (u64::MAX, 1),
+            (u64::MAX, u64::MAX),
+            (4096, u64::MAX),
+            (4096, u64::MAX - 4095),
+            (u64::MAX - 4095, 8192),
+            (1 << 63, 1 << 63),
+            (0, u64::MAX),
+        ];
+        for r in bad {
+            // Alone, and behind one that is fine: that must not be marked either.
+            let mut alone = ranges(&[r]);
+            let a = good.clone().u64(at::MARK_RANGES, alone.as_mut_ptr() as u64);
+            self.expect(&format!("range {r:?}"), &a, &[EINVAL]);
+            let mut second = ranges(&[(block * 3, block), r]);
+            let a = good
+                .clone()
+                .u32(at::MARK_COUNT, 2)
+                .u64(at::MARK_RANGES, second.as_mut_ptr() as u64);
+            self.expect(&format!("a good range, then {r:?}"), &a, &[EINVAL]);
+        }
+        for n in [abi::MAX_RANGES + 1, 1 << 28, u32::MAX] {
+            self.expect(
+                &format!("{n} ranges"),
+                &good.clone().u32(at::MARK_COUNT, n),
+                &[EINVAL, E2BIG],
+            );
+        }
+        let mut one = ranges(&[(block * 3, block)]);
+        let edge = self.cliff.edge();
+        for addr in [0, 8, 0xffff_8880_0000_0000, u64::MAX - 7, edge, edge - 8] {
+            let a = good.clone().u64(at::MARK_RANGES, addr);
+            self.expect(&format!("ranges at {addr:#x}"), &a, &[EFAULT]);
+        }
+        let mut cut = Cliff::new(4096).unwrap_or_else(|e| bdsnap_tests::die!("mmap: {e}"));
+        let addr = cut.put(&one);
+        self.expect(
+            "the second range unmapped",
+            &good
+                .clone()
+                .u32(at::MARK_COUNT, 2)
+                .u64(at::MARK_RANGES, addr),
+            &[EFAULT],
+        );
+        let a = good.clone().u64(at::MARK_RANGES, one.as_mut_ptr() as u64);
+        self.expect("an untracked device", &a.clone().dev(self.other), &[ENOENT]);
+        // And that a good one does something, or "nothing changed" proves nothing.
+        let (r, _) = self.call(abi::MARK.code(), &a);
+        self.judge("a good range", "MARK", r, &[0]);
+        match state(&self.fd, self.dev) {
+            Ok(now) => {
+                self.ensure(
+                    "a good MARK shows in the live map",
+                    Some(&now) != self.before.as_ref() && now.map[3] > 0,
+                );
+                self.before = Some(now);
+            }
+            Err(e) => self.fail(e),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What is backed up: one device of a snapshot.
+
+use super::buffer::Aligned;
+use crate::changes;
+use crate::changes::Extent;
+use crate::changes::Query;
+use crate::device::Control;
+use crate::error::Error;
+use crate::error::Result;
+use crate::snapshot;
+use crate::snapshot::Created;
+use crate::snapshot::CreatedDevice;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use uuid::Uuid;
+
+/// What is known about a source.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// The device's path.
+    pub device: String,
+    /// The snapshot.
+    pub snapshot: Uuid,
+    /// When it was cut, RFC 3339.
+    pub created: String,
+    /// Bytes.
+    pub size: u64,
+    /// Generation of the change map.
+    pub generation: Uuid,
+    /// Number of the cut.
+    pub number: u64,
+    /// Bytes of a CBT block.
+    pub block_size: u32,
+}
+
+/// One device of a snapshot, as the backup sees it.
+pub trait Source: Sync {
+    /// What it is.
+    fn info(&self) -> &Info;
+
+    /// What differs from snapshot `since` of `generation`: sorted and joined. No answer:
+    /// [`crate::error::Kind::Tracking`].
+    fn changes(&self, generation: Uuid, since: u64) -> Result<Vec<Extent>>;
+
+    /// Reads the first `length` bytes of `buffer` from `offset`.
+    fn read(&self, buffer: &mut Aligned, length: usize, offset: u64) -> std::io::Result<()>;
+
+    /// Fails if what was read can't be trusted: [`crate::error::Kind::Damaged`].
+    fn check(&self) -> Result<()>;
+}
+
+/// A version of a snapshot of the kernel module.
+#[derive(Debug)]
+pub struct Image<'a> {
+    control: &'a Control,
+    device: &'a CreatedDevice,
+    info: Info,
+    file: File,
+}
+
+impl<'a> Image<'a> {
+    /// Opens the image of `device` for reading past the page cache, where it lets itself be.
+    pub fn open(
+        control: &'a Control,
+        created: &Created,
+        device: &'a CreatedDevice,
+    ) -> Result<Self> {
+        let open = |flags| {
+            let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC;
+            rustix::fs::open(&device.image, flags, Mode::empty())
+        };
+        let fd = open(OFlags::DIRECT)
+            .or_else(|e| match e {
+                rustix::io::Errno::INVAL => open(OFlags::empty()),
+                e => Err(e),
+            })
+            .map_err(|e| Error::io(format!("can't open {}", device.image), e))?;
+        let head = control
+            .map_read(
+                crate::device::MapQuery {
+                    device: device.image_num,
+                    generation: None,
+                    since: device.number,
+                    first_block: 0,
+                    live: false,
+                },
+                &mut [],
+            )
+            .map_err(|(e, _)| e.on(&device.image))?;
+        Ok(Image {
+            control,
+            device,
+            info: Info {
+                device: device.device.clone(),
+                snapshot: created.id,
+                created: created.created.clone(),
+                size: device.size,
+                generation: device.generation,
+                number: device.number,
+                block_size: head.block_size,
+            },
+            file: File::from(fd),
+        })
+    }
+}
+
+impl Source for Image<'_> {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn changes(&self, generation: Uuid, since: u64) -> Result<Vec<Extent>> {
+        let query = Query {
+            device: self.device.image_num,
+            generation: Some(generation),
+            since,
+            live: false,
+        };
+        changes::extents(self.control, query, &self.info.device).map(|(_, extents)| extents)
+    }
+
+    fn read(&self, buffer: &mut Aligned, length: usize, offset: u64) -> std::io::Result<()> {
+        self.file.read_exact_at(buffer.get_mut(length), offset)
+    }
+
+    fn check(&self) -> Result<()> {
+        snapshot::check(self.control, self.info.snapshot, self.device.origin.num)
+    }
+}

@@ -1,0 +1,281 @@
+//! Block devices as sysfs shows them: names, sizes, and what is stacked on what.
+
+use crate::device::DevNum;
+use crate::error::Error;
+use crate::error::Result;
+use rustix::fs::major;
+use rustix::fs::minor;
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+/// Splits a `dev_t` as `stat` gives it.
+pub fn dev_num(dev: u64) -> DevNum {
+    DevNum {
+        major: major(dev),
+        minor: minor(dev),
+    }
+}
+
+/// The path of a device, from its kernel name ("cciss!c0d0" is `/dev/cciss/c0d0`).
+pub fn dev_path(name: &str) -> String {
+    format!("/dev/{}", name.replace('!', "/"))
+}
+
+/// A block device that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockDevice {
+    /// Its number.
+    pub num: DevNum,
+    /// Its kernel name, "vdb1".
+    pub name: String,
+    /// As the user named it.
+    pub given: PathBuf,
+}
+
+impl BlockDevice {
+    /// Its canonical path, `/dev/vdb1`.
+    pub fn path(&self) -> String {
+        dev_path(&self.name)
+    }
+}
+
+/// A sysfs, `/sys` but for tests.
+#[derive(Clone, Debug)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+impl Default for Sysfs {
+    fn default() -> Self {
+        Sysfs::new("/sys")
+    }
+}
+
+impl Sysfs {
+    /// The sysfs mounted at `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Sysfs { root: root.into() }
+    }
+
+    /// Finds the device that `path` (a device node or a link to one) names. What does not exist
+    /// is [`crate::error::Kind::NotFound`], what is no block device
+    /// [`crate::error::Kind::Usage`].
+    pub fn resolve(&self, path: &Path) -> Result<BlockDevice> {
+        let shown = path.display();
+        let meta = fs::metadata(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => {
+                Error::not_found(format!("{shown}: no such device")).code("no-device")
+            }
+            _ => Error::io(&shown, e),
+        })?;
+        if !meta.file_type().is_block_device() {
+            return Err(Error::usage(format!("{shown} is not a block device"))
+                .code("not-a-block-device")
+                .hint("name a block device, such as /dev/vdb1 (see lsblk)"));
+        }
+        let num = dev_num(meta.rdev());
+        let name = self.name(num).ok_or_else(|| {
+            Error::not_found(format!("{shown}: the kernel has no block device {num}"))
+                .code("no-device")
+        })?;
+        Ok(BlockDevice {
+            num,
+            name,
+            given: path.to_owned(),
+        })
+    }
+
+    /// The device's directory: /sys/dev/block/MAJOR:MINOR, resolved.
+    fn dir(&self, num: DevNum) -> Option<PathBuf> {
+        fs::canonicalize(self.root.join(format!("dev/block/{num}"))).ok()
+    }
+
+    /// The kernel name of a device.
+    pub fn name(&self, num: DevNum) -> Option<String> {
+        Some(self.dir(num)?.file_name()?.to_str()?.to_owned())
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self, num: DevNum) -> Option<u64> {
+        let sectors: u64 = read(&self.dir(num)?.join("size"))?.parse().ok()?;
+        sectors.checked_mul(512)
+    }
+
+    /// The name that device-mapper users know it by ("vg-lv"); `None` for other devices.
+    pub fn dm_name(&self, num: DevNum) -> Option<String> {
+        read(&self.dir(num)?.join("dm/name"))
+    }
+
+    /// The whole disk that a partition is on; `None` for what is no partition.
+    pub fn disk_of(&self, num: DevNum) -> Option<DevNum> {
+        let dir = self.dir(num)?;
+        if !dir.join("partition").exists() {
+            return None;
+        }
+        number(dir.parent()?)
+    }
+
+    /// What is directly on a device: its partitions and its holders (dm, md, bcache ...).
+    pub fn above(&self, num: DevNum) -> Vec<DevNum> {
+        let Some(dir) = self.dir(num) else {
+            return Vec::new();
+        };
+        let partitions = entries(&dir)
+            .into_iter()
+            .filter(|e| e.join("partition").exists());
+        let holders = entries(&dir.join("holders"));
+        let mut found: Vec<DevNum> = partitions
+            .chain(holders)
+            .filter_map(|e| number(&e))
+            .collect();
+        found.sort();
+        found.dedup();
+        found
+    }
+
+    /// What a device lies directly on: its disk, or the devices it is made of.
+    pub fn below(&self, num: DevNum) -> Vec<DevNum> {
+        if let Some(disk) = self.disk_of(num) {
+            return vec![disk];
+        }
+        let Some(dir) = self.dir(num) else {
+            return Vec::new();
+        };
+        entries(&dir.join("slaves"))
+            .iter()
+            .filter_map(|e| number(e))
+            .collect()
+    }
+
+    /// How many levels of devices lie under a device: 0 for a plain disk.
+    pub fn height(&self, num: DevNum) -> usize {
+        fn walk(sysfs: &Sysfs, num: DevNum, limit: usize) -> usize {
+            if limit == 0 {
+                return 0;
+            }
+            let below = sysfs.below(num);
+            below
+                .into_iter()
+                .map(|d| 1 + walk(sysfs, d, limit - 1))
+                .max()
+                .unwrap_or(0)
+        }
+        walk(self, num, 32)
+    }
+
+    /// Loop devices in use: each with the path of its file.
+    pub fn loops(&self) -> Vec<(DevNum, PathBuf)> {
+        entries(&self.root.join("block"))
+            .into_iter()
+            .filter_map(|dir| {
+                let file = read(&dir.join("loop/backing_file"))?;
+                Some((number(&dir)?, PathBuf::from(file)))
+            })
+            .collect()
+    }
+}
+
+/// The content of an attribute, without its newline.
+fn read(path: &Path) -> Option<String> {
+    Some(
+        fs::read_to_string(path)
+            .ok()?
+            .trim_end_matches('\n')
+            .to_owned(),
+    )
+}
+
+/// The `dev` attribute of a device's directory.
+fn number(dir: &Path) -> Option<DevNum> {
+    let dev = read(&dir.join("dev"))?;
+    let (major, minor) = dev.split_once(':')?;
+    Some(DevNum {
+        major: major.parse().ok()?,
+        minor: minor.parse().ok()?,
+    })
+}
+
+/// The entries of a directory; none where it can't be read.
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let Ok(list) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    list.flatten().map(|e| e.path()).collect()
+}
+
+/// A made-up sysfs for tests.
+#[cfg(test)]
+pub(crate) mod fake {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// Makes disks 8:0 with partitions 8:1 and 8:2, and dm 253:0 on 8:2, under `root`.
+    pub(crate) fn sysfs(root: &Path) -> Sysfs {
+        let disk = root.join("devices/sda");
+        let dm = root.join("devices/dm-0");
+        for (dir, dev, size) in [
+            (disk.clone(), "8:0", "2048"),
+            (disk.join("sda1"), "8:1", "1000"),
+            (disk.join("sda2"), "8:2", "1000"),
+            (dm.clone(), "253:0", "900"),
+        ] {
+            fs::create_dir_all(dir.join("holders")).unwrap();
+            fs::create_dir_all(dir.join("slaves")).unwrap();
+            fs::write(dir.join("dev"), format!("{dev}\n")).unwrap();
+            fs::write(dir.join("size"), format!("{size}\n")).unwrap();
+            fs::create_dir_all(root.join("dev/block")).unwrap();
+            symlink(&dir, root.join("dev/block").join(dev)).unwrap();
+        }
+        fs::write(disk.join("sda1/partition"), "1\n").unwrap();
+        fs::write(disk.join("sda2/partition"), "2\n").unwrap();
+        fs::create_dir_all(dm.join("dm")).unwrap();
+        fs::write(dm.join("dm/name"), "vg-root\n").unwrap();
+        symlink(&dm, disk.join("sda2/holders/dm-0")).unwrap();
+        symlink(disk.join("sda2"), dm.join("slaves/sda2")).unwrap();
+        Sysfs::new(root)
+    }
+
+    pub(crate) const fn num(major: u32, minor: u32) -> DevNum {
+        DevNum { major, minor }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fake::num;
+    use super::*;
+
+    #[test]
+    fn stacks() {
+        let dir = tempfile::tempdir().unwrap();
+        let sysfs = fake::sysfs(dir.path());
+        assert_eq!(sysfs.name(num(8, 1)).unwrap(), "sda1");
+        assert_eq!(sysfs.size(num(8, 0)), Some(1 << 20));
+        assert_eq!(sysfs.disk_of(num(8, 2)), Some(num(8, 0)));
+        assert_eq!(sysfs.disk_of(num(8, 0)), None);
+        assert_eq!(sysfs.above(num(8, 0)), [num(8, 1), num(8, 2)]);
+        assert_eq!(sysfs.above(num(8, 2)), [num(253, 0)]);
+        assert_eq!(sysfs.below(num(253, 0)), [num(8, 2)]);
+        assert_eq!(sysfs.height(num(253, 0)), 2);
+        assert_eq!(sysfs.dm_name(num(253, 0)).unwrap(), "vg-root");
+        assert_eq!(sysfs.name(num(9, 9)), None);
+    }
+
+    #[test]
+    fn wrong_arguments() {
+        let sysfs = Sysfs::default();
+        let error = sysfs.resolve(Path::new("/nonexistent/x")).unwrap_err();
+        assert_eq!(error.kind.exit_code(), 8);
+        for path in ["/", "/dev/null"] {
+            let error = sysfs.resolve(Path::new(path)).unwrap_err();
+            assert_eq!(
+                (error.kind.exit_code(), error.code),
+                (2, "not-a-block-device")
+            );
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! What changed between two snapshots.
+
+use crate::blockdev::BlockDevice;
+use crate::device::Control;
+use crate::device::DevNum;
+use crate::device::MapHead;
+use crate::device::MapQuery;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::Result;
+use crate::state::Snapshot;
+use rustix::io::Errno;
+use serde::Serialize;
+use uuid::Uuid;
+
+/// Values read at a time.
+const CHUNK: usize = 1 << 18;
+
+/// A range of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Extent {
+    /// Bytes.
+    pub offset: u64,
+    /// Bytes, not 0.
+    pub length: u64,
+}
+
+/// A range of bytes that last changed before the same snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Run {
+    /// Bytes.
+    pub offset: u64,
+    /// Bytes, not 0.
+    pub length: u64,
+    /// The snapshot before which it last changed; 0: not since tracking began.
+    pub number: u64,
+}
+
+/// Appends a range to a sorted list, joined with the last one where they touch.
+pub fn push(extents: &mut Vec<Extent>, offset: u64, length: u64) {
+    match extents.last_mut() {
+        Some(last) if offset <= last.offset + last.length => {
+            last.length = last.length.max(offset + length - last.offset);
+        }
+        _ => extents.push(Extent { offset, length }),
+    }
+}
+
+/// Widens sorted extents outwards to multiples of `unit`, joined again and cut at `size`.
+pub fn widen(extents: &[Extent], unit: u64, size: u64) -> Vec<Extent> {
+    let mut wide = Vec::with_capacity(extents.len());
+    for extent in extents {
+        let start = extent.offset / unit * unit;
+        let end = (extent.offset + extent.length)
+            .next_multiple_of(unit)
+            .min(size);
+        if end > start {
+            push(&mut wide, start, end - start);
+        }
+    }
+    wide
+}
+
+/// The sum of the lengths, bytes.
+pub fn total(extents: &[Extent]) -> u64 {
+    extents.iter().map(|e| e.length).sum()
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Query {
+    /// An origin or an image.
+    pub device: DevNum,
+    /// The generation that `since` belongs to; `None`: the present one.
+    pub generation: Option<Uuid>,
+    /// The snapshot to compare with.
+    pub since: u64,
+    /// Of an origin: as it is now, if its newest snapshot is gone.
+    pub live: bool,
+}
+
+/// Reads the whole map, calling `each` with the number of the first block and the values.
+/// `name` is for messages. Generation, age or reset that can't be answered: [`Kind::Tracking`].
+pub fn read_map(
+    control: &Control,
+    query: Query,
+    name: &str,
+    mut each: impl FnMut(&MapHead, u64, &[u32]),
+) -> Result<MapHead> {
+    let mut map_query = MapQuery {
+        device: query.device,
+        generation: query.generation,
+        since: query.since,
+        first_block: 0,
+        live: query.live,
+    };
+    let read = |map_query, values: &mut [u32]| {
+        control
+            .map_read(map_query, values)
+            .map_err(|(error, head)| {
+                if error.errno == Errno::STALE {
+                    stale(name, &query, &head)
+                } else {
+                    error.on(name)
+                }
+            })
+    };
+    let head = read(map_query, &mut [])?;
+    // What follows must be of the same life of the map.
+    map_query.generation = Some(head.generation);
+    let blocks = match head.block_size {
+        0 => 0,
+        block => head.device_size.div_ceil(u64::from(block)),
+    };
+    let mut values = vec![0; CHUNK.min(usize::try_from(blocks).unwrap_or(CHUNK))];
+    while map_query.first_block < blocks {
+        let part = read(map_query, &mut values)?;
+        let count = usize::try_from(part.count).unwrap_or(0).min(values.len());
+        if count == 0 {
+            return Err(Error::failed(format!(
+                "changes: {name}: the map ends early"
+            )));
+        }
+        each(&head, map_query.first_block, &values[..count]);
+        map_query.first_block += count as u64;
+    }
+    Ok(head)
+}
+
+/// Why the map has no answer.
+fn stale(name: &str, query: &Query, head: &MapHead) -> Error {
+    let (code, why) = match query.generation {
+        Some(generation) if generation != head.generation => (
+            "other-generation",
+            format!("tracking began anew (generation {})", head.generation),
+        ),
+        _ if query.since > head.number => (
+            "since-future",
+            format!(
+                "snapshot {} is newer than the map ({})",
+                query.since, head.number
+            ),
+        ),
+        _ if query.since < head.oldest => (
+            "too-old",
+            format!(
+                "snapshot {} is too old (oldest: {})",
+                query.since, head.oldest
+            ),
+        ),
+        _ => ("tracking", "it was reset".to_owned()),
+    };
+    Error::new(
+        Kind::Tracking,
+        format!("changes: {name}: change tracking can't answer: {why}"),
+    )
+    .code(code)
+    .hint("take a full backup")
+}
+
+/// The bytes of a block, clamped to the device's end.
+fn block_range(head: &MapHead, block: u64) -> (u64, u64) {
+    let size = u64::from(head.block_size);
+    let offset = block * size;
+    (offset, size.min(head.device_size.saturating_sub(offset)))
+}
+
+/// The extents that differ from snapshot `query.since`: sorted, joined, cut at the device's end.
+pub fn extents(control: &Control, query: Query, name: &str) -> Result<(MapHead, Vec<Extent>)> {
+    let mut extents = Vec::new();
+    let head = read_map(control, query, name, |head, first, values| {
+        collect(&mut extents, head, first, values, query.since);
+    })?;
+    Ok((head, extents))
+}
+
+/// Appends what of `values` is above `since`.
+fn collect(extents: &mut Vec<Extent>, head: &MapHead, first: u64, values: &[u32], since: u64) {
+    for (block, value) in (first..).zip(values) {
+        if u64::from(*value) > since {
+            let (offset, length) = block_range(head, block);
+            push(extents, offset, length);
+        }
+    }
+}
+
+/// The whole map as runs of equal numbers.
+pub fn runs(control: &Control, query: Query, name: &str) -> Result<(MapHead, Vec<Run>)> {
+    let mut runs: Vec<Run> = Vec::new();
+    let head = read_map(control, query, name, |head, first, values| {
+        for (block, value) in (first..).zip(values) {
+            let (offset, length) = block_range(head, block);
+            let number = u64::from(*value);
+            match runs.last_mut() {
+                Some(last) if last.number == number => last.length += length,
+                _ => runs.push(Run {
+                    offset,
+                    length,
+                    number,
+                }),
+            }
+        }
+    })?;
+    Ok((head, runs))
+}
+
+/// One bit a block, the first block in the lowest bit of the first byte: 1 where it differs.
+pub fn bitmap(control: &Control, query: Query, name: &str) -> Result<(MapHead, Vec<u8>)> {
+    let mut bits = Vec::new();
+    let head = read_map(control, query, name, |_, first, values| {
+        for (block, value) in (first..).zip(values) {
+            if block % 8 == 0 {
+                bits.push(0);
+            }
+            if let Some(byte) = bits.last_mut().filter(|_| u64::from(*value) > query.since) {
+                *byte |= 1 << (block % 8);
+            }
+        }
+    })?;
+    Ok((head, bits))
+}
+
+/// Which device to ask for the map of `device` as of snapshot number `until` (default: its
+/// newest): the device itself, or the image of that number (and of that generation, if given).
+pub fn as_of(
+    snapshots: &[Snapshot],
+    device: &BlockDevice,
+    generation: Option<Uuid>,
+    until: Option<u64>,
+) -> Result<DevNum> {
+    let mut versions = snapshots.iter().flat_map(|s| &s.devices);
+    let Some(until) = until else {
+        return Ok(device.num);
+    };
+    if let Some(image) = versions.clone().find(|v| v.image_num == device.num) {
+        if image.number == until {
+            return Ok(device.num);
+        }
+        return Err(Error::usage(format!(
+            "{} is the image of snapshot {}, not {until}",
+            device.path(),
+            image.number
+        ))
+        .hint("leave out --until, or name the origin"));
+    }
+    // Generations may share a number: the newest one is meant.
+    let found = versions.rfind(|v| {
+        v.origin == device.num && v.number == until && generation.is_none_or(|g| g == v.generation)
+    });
+    found.map(|v| v.image_num).ok_or_else(|| {
+        Error::not_found(format!(
+            "{} has no living snapshot with number {until}",
+            device.path()
+        ))
+        .code("no-snapshot")
+        .hint("see `bdsnap snapshot list`; the map as of a deleted snapshot is gone")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(offset: u64, length: u64) -> Extent {
+        Extent { offset, length }
+    }
+
+    #[test]
+    fn joined_and_clamped() {
+        let head = MapHead {
+            generation: Uuid::nil(),
+            number: 5,
+            oldest: 0,
+            device_size: 4 * 4096 + 512,
+            block_size: 4096,
+            count: 0,
+        };
+        let mut found = Vec::new();
+        collect(&mut found, &head, 0, &[4, 5, 3], 3);
+        collect(&mut found, &head, 3, &[4, 6], 3);
+        assert_eq!(found, [extent(0, 8192), extent(3 * 4096, 4096 + 512)]);
+        assert_eq!(total(&found), 8192 + 4096 + 512);
+    }
+
+    #[test]
+    fn widened() {
+        let wide = widen(&[extent(4096, 4096), extent(65536, 512)], 65536, 1 << 20);
+        assert_eq!(wide, [extent(0, 131072)]);
+        let wide = widen(&[extent(100_000, 512)], 65536, 100_864);
+        assert_eq!(wide, [extent(65536, 100_864 - 65536)]);
+        assert_eq!(widen(&[], 65536, 1), []);
+    }
+}

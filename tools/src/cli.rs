@@ -1,0 +1,209 @@
+//! The command line: commands and their common arguments.
+
+use crate::commands;
+use bdsnap::error::Error;
+use bdsnap::error::Result;
+use bdsnap::size::parse_size;
+use bdsnap::snapshot::Request;
+use bdsnap::store::StoreSpec;
+use clap::Args;
+use clap::Parser;
+use clap::Subcommand;
+use clap::ValueEnum;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Live backup of block devices: change tracking and copy-on-write snapshots.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bdsnap",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+#[command(after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Print JSON (sizes in bytes); errors too.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Shown below the help.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 done                            5 change tracking can't answer: take a full backup
+  1 failed, see the message         6 not supported on this device, file system or kernel
+  2 wrong usage                     7 permission denied
+  3 busy                            8 no such device, snapshot or store
+  4 the snapshot is damaged
+
+Sizes take K, M, G or T (powers of 1024).";
+
+/// The commands; each has its file in `commands`.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start change tracking of devices.
+    Track(commands::track::Args),
+    /// Stop change tracking of devices.
+    Untrack(commands::untrack::Args),
+    /// Show tracked devices, snapshots and stores.
+    Status(commands::status::Args),
+    /// Take, show and delete snapshots.
+    #[command(subcommand)]
+    Snapshot(commands::snapshot::Command),
+    /// Show what changed between two snapshots.
+    Changes(commands::changes::Args),
+    /// Record ranges of a device as changed.
+    Mark(commands::mark::Args),
+    /// Back up devices into a directory: fully, then what changed.
+    Backup(commands::backup::Args),
+    /// Write a backup back to a device or a file.
+    Restore(commands::restore::Args),
+    /// For udev: the snapshot and the origin of an image.
+    #[command(hide = true)]
+    UdevImport(commands::udev_import::Args),
+    /// Print completions for a shell.
+    #[command(hide = true)]
+    Completions(commands::generate::CompletionArgs),
+    /// Write the man pages into a directory.
+    #[command(hide = true)]
+    Man(commands::generate::ManArgs),
+}
+
+/// Whether blocks free in the file system are left out of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SkipFree {
+    /// Where it is possible; for now: never.
+    Auto,
+    /// Always, or fail. Not supported yet.
+    On,
+    /// Never: every byte of the image is the origin's, but for the store's own.
+    Off,
+}
+
+/// How a snapshot is taken; for `snapshot create` and `backup`.
+#[derive(Args, Debug)]
+pub struct SnapshotArgs {
+    /// Where old data goes: file:PATH[,size=1G], PATH a directory or a new file on ext4 or XFS.
+    /// Default: the origin's own file system or /var/lib/bdsnap, 10 % of the origins.
+    #[arg(long, value_name = "SPEC")]
+    store: Vec<String>,
+    /// Freeze the file systems on these devices, too.
+    #[arg(long, value_name = "DEV", num_args = 1.., conflicts_with = "no_freeze")]
+    freeze: Vec<PathBuf>,
+    /// Freeze no file system: the image is what a power failure would leave.
+    #[arg(long)]
+    no_freeze: bool,
+    /// Call the executables in DIR with `pre-freeze` before and `post-thaw` afterwards.
+    #[arg(long, value_name = "DIR")]
+    hooks: Option<PathBuf>,
+    /// Time limit of each hook.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    hook_timeout: u64,
+    /// Leave blocks out that are free in the file system; `auto` and `off` both keep all for now.
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    skip_free: SkipFree,
+    /// The unit that is copied; 4K is the only one for now.
+    #[arg(long, value_name = "SIZE", default_value = "4K")]
+    granule: String,
+}
+
+impl SnapshotArgs {
+    /// The request for `devices`. What is not there yet is
+    /// [`bdsnap::error::Kind::Unsupported`].
+    pub fn request(&self, devices: &[PathBuf]) -> Result<Request> {
+        if self.skip_free == SkipFree::On {
+            return Err(Error::unsupported("--skip-free on is not supported yet")
+                .code("skip-free")
+                .hint("use auto or off: everything is kept"));
+        }
+        let granule = parse_size(&self.granule)?;
+        let smallest = u64::from(bdsnap::abi::GRANULE_MIN);
+        if !granule.is_power_of_two() || granule < smallest {
+            return Err(Error::usage(format!("{} is no granule", self.granule))
+                .code("granule")
+                .hint("a power of two from 4K on"));
+        }
+        if granule > u64::from(bdsnap::abi::GRANULE_MAX) {
+            return Err(Error::unsupported(format!(
+                "a granule of {} is not supported yet",
+                self.granule
+            ))
+            .code("granule")
+            .hint("4K is the only one for now"));
+        }
+        let stores = self.store.iter().map(|s| s.parse());
+        let mut stores = stores.collect::<Result<Vec<StoreSpec>>>()?;
+        if stores.len() > 1 {
+            return Err(
+                Error::unsupported("a store of several devices is not supported yet")
+                    .code("store-spec")
+                    .hint("give --store once"),
+            );
+        }
+        Ok(Request {
+            devices: devices.to_vec(),
+            store: stores.pop(),
+            freeze: self.freeze.clone(),
+            no_freeze: self.no_freeze,
+            hooks: self.hooks.clone(),
+            hook_timeout: Some(Duration::from_secs(self.hook_timeout)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// The help of every command shows an example.
+    #[test]
+    fn help_has_examples() {
+        fn walk(command: &mut clap::Command) {
+            let name = command.get_name().to_owned();
+            if command.has_subcommands() {
+                command
+                    .get_subcommands_mut()
+                    .filter(|c| !c.is_hide_set())
+                    .for_each(walk);
+            } else if name != "help" {
+                let help = command.render_long_help().to_string();
+                assert!(help.contains("Example"), "{name}");
+            }
+        }
+        walk(&mut Cli::command());
+    }
+
+    fn request(args: &[&str]) -> Result<Request> {
+        let words = ["bdsnap", "snapshot", "create", "/dev/x"];
+        let cli = Cli::try_parse_from(words.iter().chain(args)).unwrap();
+        match cli.command {
+            Command::Snapshot(commands::snapshot::Command::Create(args)) => args.request(),
+            _ => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn snapshot_arguments() {
+        let request_of = |args: &[&str]| request(args).map_err(|e| e.kind.exit_code());
+        let plain = request_of(&["--skip-free", "off", "--granule", "4096"]).unwrap();
+        assert_eq!(plain.devices, [PathBuf::from("/dev/x")]);
+        assert!(plain.store.is_none());
+        assert_eq!(request_of(&["--skip-free", "on"]).unwrap_err(), 6);
+        assert_eq!(request_of(&["--granule", "64K"]).unwrap_err(), 6);
+        assert_eq!(request_of(&["--granule", "3"]).unwrap_err(), 2);
+        assert_eq!(request_of(&["--store", "mem:1G"]).unwrap_err(), 6);
+        assert_eq!(request_of(&["--store", "file:/x,size=1"]).unwrap_err(), 2);
+        let two = ["--store", "file:/x", "--store", "file:/y"];
+        assert_eq!(request_of(&two).unwrap_err(), 6);
+    }
+}

@@ -1,0 +1,220 @@
+//! The ioctls themselves: the only unsafe code of the library.
+//!
+//! Each function takes the structs and buffers of one ioctl by reference, sets `size` and the
+//! pointers, and makes the call. What the structs mean is in [`crate::abi`] and the header; the
+//! convenient form is [`crate::device::Control`]. Where a call fails, the struct holds what the
+//! kernel reported (`cause`, `fail_index`).
+
+use crate::abi;
+use crate::abi::op;
+use rustix::fd::AsFd;
+use rustix::fd::AsRawFd;
+use rustix::fd::BorrowedFd;
+use rustix::io::Result;
+use rustix::ioctl::ioctl;
+use rustix::ioctl::opcode;
+use rustix::ioctl::Getter;
+use rustix::ioctl::Opcode;
+use rustix::ioctl::Setter;
+use rustix::ioctl::Updater;
+
+/// The size of `T`, as its `size` field wants it.
+const fn size_of<T>() -> u32 {
+    std::mem::size_of::<T>() as u32
+}
+
+/// Types that the kernel may fill with any bytes.
+///
+/// # Safety
+///
+/// `repr(C)`, without padding, and valid for every bit pattern.
+pub unsafe trait Item: Copy + Default {}
+
+// SAFETY: integers and arrays of integers, laid out without padding (asserted by tests/abi.rs).
+unsafe impl Item for abi::OriginInfo {}
+// SAFETY: as above.
+unsafe impl Item for abi::SnapshotInfo {}
+// SAFETY: as above.
+unsafe impl Item for abi::VersionInfo {}
+
+/// Makes an ioctl that reads and writes the struct `arg`.
+///
+/// # Safety
+///
+/// `OP` takes a `T`, and every address in `arg` is 0 or that of memory which may be accessed as
+/// `OP` does, for as much as `arg` says, until the call returns.
+unsafe fn update<const OP: Opcode, T>(fd: BorrowedFd<'_>, arg: &mut T) -> Result<()> {
+    // SAFETY: by this function's contract; `arg` itself is borrowed mutably.
+    unsafe { ioctl(fd, Updater::<OP, T>::new(arg)) }
+}
+
+/// `BDSNAP_IOC_VERSION`.
+pub fn version(fd: BorrowedFd<'_>) -> Result<abi::Version> {
+    let mut arg = abi::Version {
+        size: size_of::<abi::Version>(),
+        ..Default::default()
+    };
+    // SAFETY: the struct of this ioctl; it holds no address.
+    unsafe { update::<{ op::VERSION }, _>(fd, &mut arg)? };
+    Ok(arg)
+}
+
+/// `BDSNAP_IOC_TRACK`.
+pub fn track(fd: BorrowedFd<'_>, arg: &mut abi::Track) -> Result<()> {
+    arg.size = size_of::<abi::Track>();
+    // SAFETY: the struct of this ioctl; it holds no address.
+    unsafe { update::<{ op::TRACK }, _>(fd, arg) }
+}
+
+/// `BDSNAP_IOC_UNTRACK`.
+pub fn untrack(fd: BorrowedFd<'_>, arg: &mut abi::Untrack) -> Result<()> {
+    arg.size = size_of::<abi::Untrack>();
+    // SAFETY: the struct of this ioctl; it holds no address.
+    unsafe { update::<{ op::UNTRACK }, _>(fd, arg) }
+}
+
+/// One of the `BDSNAP_IOC_LIST_*`, `OP`: fills `items` and returns how many there are.
+fn list<const OP: Opcode, T: Item>(
+    fd: BorrowedFd<'_>,
+    id: [u8; 16],
+    items: &mut [T],
+) -> Result<usize> {
+    let mut arg = abi::List {
+        size: size_of::<abi::List>(),
+        count: u32::try_from(items.len()).unwrap_or(u32::MAX),
+        item_size: size_of::<T>(),
+        buffer: if items.is_empty() {
+            0
+        } else {
+            items.as_mut_ptr() as u64
+        },
+        id,
+        ..Default::default()
+    };
+    // SAFETY: all list ioctls take this struct; `buffer` has room for `count` (at most
+    // `items.len()`) items of `item_size` bytes, and an Item may hold any bytes.
+    unsafe { update::<OP, _>(fd, &mut arg)? };
+    Ok(arg.count as usize)
+}
+
+/// `BDSNAP_IOC_LIST_ORIGINS`: fills `items`, returns how many there are.
+pub fn list_origins(fd: BorrowedFd<'_>, items: &mut [abi::OriginInfo]) -> Result<usize> {
+    list::<{ op::LIST_ORIGINS }, _>(fd, [0; 16], items)
+}
+
+/// `BDSNAP_IOC_LIST_SNAPSHOTS`: fills `items`, returns how many there are.
+pub fn list_snapshots(fd: BorrowedFd<'_>, items: &mut [abi::SnapshotInfo]) -> Result<usize> {
+    list::<{ op::LIST_SNAPSHOTS }, _>(fd, [0; 16], items)
+}
+
+/// `BDSNAP_IOC_LIST_VERSIONS` of snapshot `id`: fills `items`, returns how many there are.
+pub fn list_versions(
+    fd: BorrowedFd<'_>,
+    id: [u8; 16],
+    items: &mut [abi::VersionInfo],
+) -> Result<usize> {
+    list::<{ op::LIST_VERSIONS }, _>(fd, id, items)
+}
+
+/// `BDSNAP_IOC_STORE_FILE`: `room` is what the kernel asks the file system's mapping into.
+pub fn store_file(
+    fd: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    arg: &mut abi::StoreFile,
+    room: &mut [abi::FiemapExtent],
+) -> Result<()> {
+    arg.size = size_of::<abi::StoreFile>();
+    arg.fd = file.as_raw_fd();
+    arg.buffer = room.as_mut_ptr() as u64;
+    arg.extent_count = u32::try_from(room.len()).unwrap_or(u32::MAX);
+    // SAFETY: the struct of this ioctl; `buffer` has room for `extent_count` extents, which are
+    // integers only.
+    unsafe { update::<{ op::STORE_FILE }, _>(fd, arg) }
+}
+
+/// `BDSNAP_IOC_SNAPSHOT_CREATE` of `devices`, with the file systems of `freeze` frozen.
+pub fn snapshot_create(
+    fd: BorrowedFd<'_>,
+    arg: &mut abi::SnapshotCreate,
+    devices: &mut [abi::SnapshotDevice],
+    freeze: &[BorrowedFd<'_>],
+) -> Result<()> {
+    let fds: Vec<i32> = freeze.iter().map(|fd| fd.as_raw_fd()).collect();
+    arg.size = size_of::<abi::SnapshotCreate>();
+    arg.devices = devices.as_mut_ptr() as u64;
+    arg.device_count = u32::try_from(devices.len()).unwrap_or(u32::MAX);
+    arg.freeze_fds = if fds.is_empty() {
+        0
+    } else {
+        fds.as_ptr() as u64
+    };
+    arg.freeze_count = u32::try_from(fds.len()).unwrap_or(u32::MAX);
+    // SAFETY: the struct of this ioctl; `devices` is borrowed mutably and holds integers only, the
+    // kernel only reads `freeze_fds`, and both live until the call returns.
+    unsafe { update::<{ op::SNAPSHOT_CREATE }, _>(fd, arg) }
+}
+
+/// `BDSNAP_IOC_SNAPSHOT_KEEP`.
+pub fn snapshot_keep(fd: BorrowedFd<'_>, id: [u8; 16]) -> Result<()> {
+    let mut arg = abi::SnapshotRef {
+        size: size_of::<abi::SnapshotRef>(),
+        flags: 0,
+        id,
+    };
+    // SAFETY: the struct of this ioctl; it holds no address.
+    unsafe { update::<{ op::SNAPSHOT_KEEP }, _>(fd, &mut arg) }
+}
+
+/// `BDSNAP_IOC_SNAPSHOT_DELETE`.
+pub fn snapshot_delete(fd: BorrowedFd<'_>, id: [u8; 16], flags: u32) -> Result<()> {
+    let mut arg = abi::SnapshotRef {
+        size: size_of::<abi::SnapshotRef>(),
+        flags,
+        id,
+    };
+    // SAFETY: the struct of this ioctl; it holds no address.
+    unsafe { update::<{ op::SNAPSHOT_DELETE }, _>(fd, &mut arg) }
+}
+
+/// `BDSNAP_IOC_MAP_READ`: fills `values`, one a block; `arg.count` says how many it filled.
+pub fn map_read(fd: BorrowedFd<'_>, arg: &mut abi::MapRead, values: &mut [u32]) -> Result<()> {
+    arg.size = size_of::<abi::MapRead>();
+    arg.buffer = if values.is_empty() {
+        0
+    } else {
+        values.as_mut_ptr() as u64
+    };
+    arg.count = values.len() as u64;
+    // SAFETY: the struct of this ioctl; `buffer` has room for `count` values.
+    unsafe { update::<{ op::MAP_READ }, _>(fd, arg) }
+}
+
+/// `BDSNAP_IOC_MARK` of `ranges`.
+pub fn mark(fd: BorrowedFd<'_>, arg: &mut abi::Mark, ranges: &[abi::Range]) -> Result<()> {
+    arg.size = size_of::<abi::Mark>();
+    arg.ranges = ranges.as_ptr() as u64;
+    arg.count = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
+    // SAFETY: the struct of this ioctl; the kernel only reads the `count` ranges.
+    unsafe { update::<{ op::MARK }, _>(fd, arg) }
+}
+
+/// `BLKGETSIZE64` (`linux/fs.h`): the size of a block device in bytes.
+pub fn block_device_size(device: impl AsFd) -> Result<u64> {
+    // The header declares the argument as size_t; the kernel writes 64 bits.
+    const BLKGETSIZE64: Opcode = opcode::read::<usize>(0x12, 114);
+    // SAFETY: this ioctl writes one u64; on other files it fails and writes nothing.
+    unsafe { ioctl(device, Getter::<BLKGETSIZE64, u64>::new()) }
+}
+
+/// `BLKZEROOUT` (`linux/fs.h`): makes `length` bytes at `offset` of a block device read as zeros.
+/// EINVAL where these are not multiples of its logical block size.
+pub fn block_device_zero(device: impl AsFd, offset: u64, length: u64) -> Result<()> {
+    const BLKZEROOUT: Opcode = opcode::none(0x12, 127);
+    // SAFETY: this ioctl reads two u64 (offset and length) and writes no memory of ours.
+    unsafe {
+        ioctl(
+            device,
+            Setter::<BLKZEROOUT, [u64; 2]>::new([offset, length]),
+        )
+    }
+}

@@ -1,0 +1,382 @@
+//! Taking a snapshot: everything around the one kernel call.
+
+use crate::abi;
+use crate::blockdev::BlockDevice;
+use crate::blockdev::Sysfs;
+use crate::device::CallError;
+use crate::device::CallResult;
+use crate::device::Control;
+use crate::device::CreateOptions;
+use crate::device::DevNum;
+use crate::error::Error;
+use crate::error::Result;
+use crate::freeze;
+use crate::freeze::Opened;
+use crate::hooks::Hooks;
+use crate::mounts;
+use crate::signals::Signals;
+use crate::state;
+use crate::state::Store;
+use crate::state::Version;
+use crate::store;
+use crate::store::StoreFile;
+use crate::store::StoreSpec;
+use crate::tracking::Tracking;
+use rustix::fd::AsFd;
+use rustix::io::Errno;
+use rustix::mm::mlockall;
+use rustix::mm::munlockall;
+use rustix::mm::MlockAllFlags;
+use serde::Serialize;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::Duration;
+use std::time::Instant;
+use uuid::Uuid;
+
+/// What [`create`] is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// The origins: block device nodes or links to them.
+    pub devices: Vec<PathBuf>,
+    /// Where the store goes; `None`: a sensible place.
+    pub store: Option<StoreSpec>,
+    /// Further devices whose file systems are frozen.
+    pub freeze: Vec<PathBuf>,
+    /// Freeze nothing: the snapshot is what a power failure would leave.
+    pub no_freeze: bool,
+    /// A directory of hooks.
+    pub hooks: Option<PathBuf>,
+    /// Time limit for each call of a hook; `None`: [`crate::hooks::DEFAULT_TIMEOUT`].
+    pub hook_timeout: Option<Duration>,
+}
+
+/// One device of a new snapshot.
+#[derive(Clone, Debug, Serialize)]
+pub struct CreatedDevice {
+    /// The origin's path, `/dev/vdb1`.
+    pub device: String,
+    /// The image's path, `/dev/bdsnap-image0`.
+    pub image: String,
+    /// Bytes.
+    pub size: u64,
+    /// Generation of the change map.
+    pub generation: Uuid,
+    /// Number of the cut.
+    pub number: u64,
+    /// As the caller named it.
+    pub given: PathBuf,
+    /// The origin.
+    #[serde(skip)]
+    pub origin: BlockDevice,
+    /// The image's device number.
+    #[serde(skip)]
+    pub image_num: DevNum,
+}
+
+/// A new snapshot.
+#[derive(Clone, Debug, Serialize)]
+pub struct Created {
+    /// Its id.
+    pub id: Uuid,
+    /// When it was cut, RFC 3339.
+    pub created: String,
+    /// The devices, in the order that they were asked for.
+    pub devices: Vec<CreatedDevice>,
+    /// From the beginning of the first freeze to the end of the last thaw, milliseconds.
+    pub freeze_ms: f64,
+    /// For how long writes were held, milliseconds.
+    pub gate_ms: f64,
+    /// Mount points of the file systems that were frozen.
+    pub frozen: Vec<PathBuf>,
+    /// Its store.
+    pub store: Store,
+    /// What went wrong without spoiling the snapshot (post-thaw hooks).
+    pub warnings: Vec<String>,
+}
+
+/// Nanoseconds as milliseconds, to the microsecond.
+fn millis(nanoseconds: u64) -> f64 {
+    (nanoseconds / 1000) as f64 / 1000.0
+}
+
+/// Takes a snapshot of all the devices at one instant. It ends with `control`, unless
+/// [`Control::snapshot_keep`] follows. Where it fails nothing is left changed: no file, no device
+/// newly tracked, nothing frozen; post-thaw hooks have run.
+pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result<Created> {
+    let sysfs = Sysfs::default();
+    let devices = resolve(&sysfs, &request.devices)?;
+    let targets = Targets::open(&sysfs, &devices, request)?;
+    let paths: Vec<String> = devices.iter().map(BlockDevice::path).collect();
+    let mut hooks = match &request.hooks {
+        Some(dir) => {
+            let timeout = request
+                .hook_timeout
+                .unwrap_or(crate::hooks::DEFAULT_TIMEOUT);
+            Hooks::load(dir, &paths, timeout)?
+        }
+        None => Hooks::none(),
+    };
+    let total = devices.iter().filter_map(|d| sysfs.size(d.num)).sum();
+    let file = match &request.store {
+        Some(spec) => store::make(spec, total)?,
+        None => store::make_default(&targets.own, total)?,
+    };
+    let tracking = Tracking::start(control, &devices, 0)?;
+    let store = hand_over(control, file)?;
+    for opened in &targets.opened {
+        rustix::fs::syncfs(&opened.fd)
+            .map_err(|e| Error::io(format!("can't sync {}", opened.mount_point.display()), e))?;
+    }
+    let order = order(&sysfs, &devices);
+    let mut items: Vec<abi::SnapshotDevice> = order
+        .iter()
+        .map(|&i| abi::SnapshotDevice {
+            major: devices[i].num.major,
+            minor: devices[i].num.minor,
+            ..Default::default()
+        })
+        .collect();
+    let result = hooks
+        .pre_freeze(signals)
+        .and_then(|()| signals.check())
+        .and_then(|()| {
+            let fds: Vec<BorrowedFd<'_>> = targets.opened.iter().map(|o| o.fd.as_fd()).collect();
+            cut(control, store.store, &mut items, &fds)
+                .map_err(|e| explain(e, signals, &targets.opened, &order, &devices))
+        });
+    let warnings = hooks.post_thaw(result.is_ok());
+    let warnings: Vec<String> = warnings.into_iter().map(|w| w.message).collect();
+    let arg = match result {
+        Ok(arg) => arg,
+        Err(mut error) => {
+            if !warnings.is_empty() {
+                error.message = format!("{}; {}", error.message, warnings.join("; "));
+            }
+            return Err(error);
+        }
+    };
+    tracking.keep();
+    let mut created: Vec<(usize, CreatedDevice)> = order
+        .iter()
+        .zip(&items)
+        .map(|(&i, item)| (i, created_device(&devices[i], item)))
+        .collect();
+    created.sort_by_key(|(i, _)| *i);
+    let created: Vec<CreatedDevice> = created.into_iter().map(|(_, device)| device).collect();
+    for device in &created {
+        wait_for_node(&device.image);
+    }
+    Ok(Created {
+        id: Uuid::from_bytes(arg.id),
+        created: state::rfc3339(arg.created_ns),
+        devices: created,
+        freeze_ms: millis(arg.freeze_ns),
+        gate_ms: millis(arg.gate_ns),
+        frozen: targets.opened.into_iter().map(|o| o.mount_point).collect(),
+        store: Store {
+            capacity: store.capacity,
+            used: 0,
+            limit: store.capacity,
+        },
+        warnings,
+    })
+}
+
+/// Finds the devices of a snapshot; each may be named once.
+pub fn resolve(sysfs: &Sysfs, paths: &[PathBuf]) -> Result<Vec<BlockDevice>> {
+    let mut devices: Vec<BlockDevice> = Vec::with_capacity(paths.len());
+    for path in paths {
+        let device = sysfs.resolve(path)?;
+        if devices.iter().any(|d| d.num == device.num) {
+            return Err(Error::usage(format!("{} is named twice", device.path())));
+        }
+        devices.push(device);
+    }
+    if devices.is_empty() || devices.len() > abi::MAX_DEVICES as usize {
+        return Err(Error::usage(format!(
+            "a snapshot has 1 to {} devices, not {}",
+            abi::MAX_DEVICES,
+            devices.len()
+        )));
+    }
+    Ok(devices)
+}
+
+/// The file systems of a snapshot.
+struct Targets {
+    /// Those to freeze, in order.
+    opened: Vec<Opened>,
+    /// Mount points of those on the origins themselves, where a store may go.
+    own: Vec<PathBuf>,
+}
+
+impl Targets {
+    fn open(sysfs: &Sysfs, devices: &[BlockDevice], request: &Request) -> Result<Self> {
+        let mounts = mounts::read()?;
+        let mut nums: Vec<DevNum> = devices.iter().map(|d| d.num).collect();
+        let own = freeze::plan(sysfs, &mounts, &nums)
+            .into_iter()
+            .filter_map(|t| t.mounts.into_iter().next())
+            .map(|(_, mount_point)| mount_point)
+            .collect();
+        let mut opened = Vec::new();
+        if !request.no_freeze {
+            for path in &request.freeze {
+                let device = sysfs.resolve(path)?;
+                if freeze::plan(sysfs, &mounts, &[device.num]).is_empty() {
+                    return Err(Error::usage(format!(
+                        "--freeze {}: no writable file system is mounted from it",
+                        device.path()
+                    ))
+                    .code("not-mounted"));
+                }
+                nums.push(device.num);
+            }
+            let plan = freeze::plan(sysfs, &mounts, &nums);
+            if plan.len() > abi::MAX_FREEZE as usize {
+                return Err(Error::unsupported(format!(
+                    "{} file systems would have to be frozen, {} is the limit",
+                    plan.len(),
+                    abi::MAX_FREEZE
+                )));
+            }
+            opened = plan.iter().map(freeze::open).collect::<Result<_>>()?;
+        }
+        Ok(Targets { opened, own })
+    }
+}
+
+/// Gives the file to the kernel, whose reference is the only one that remains.
+fn hand_over(control: &Control, file: StoreFile) -> Result<abi::StoreFile> {
+    control
+        .store_file(file.file.as_fd(), abi::GRANULE_DEFAULT)
+        .map_err(|e| e.on(file.place.display()))
+}
+
+/// The order in which the gates close: upper devices of a stack first. Indices into `devices`.
+fn order(sysfs: &Sysfs, devices: &[BlockDevice]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..devices.len()).collect();
+    order.sort_by_cached_key(|&i| std::cmp::Reverse(sysfs.height(devices[i].num)));
+    order
+}
+
+/// The kernel call. While it runs file systems are frozen: this process must not touch a file,
+/// and its memory is locked, so that no page of it has to be read from one.
+fn cut(
+    control: &Control,
+    store: u64,
+    items: &mut [abi::SnapshotDevice],
+    fds: &[BorrowedFd<'_>],
+) -> CallResult<abi::SnapshotCreate> {
+    // Without the privilege to lock the call fails anyway; without the memory it is only a risk
+    // of waiting for the time limit of the freeze.
+    let locked = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE).is_ok();
+    let options = CreateOptions {
+        store,
+        ..Default::default()
+    };
+    let result = control.snapshot_create(options, items, fds);
+    if locked {
+        let _ = munlockall();
+    }
+    result
+}
+
+/// Names the device or file system that a failed cut is about.
+fn explain(
+    error: CallError,
+    signals: &Signals,
+    opened: &[Opened],
+    order: &[usize],
+    devices: &[BlockDevice],
+) -> Error {
+    if error.errno == Errno::INTR && signals.stop() {
+        return Error::interrupted();
+    }
+    let index = error.index as usize;
+    let all = || {
+        let paths: Vec<String> = devices.iter().map(BlockDevice::path).collect();
+        paths.join(", ")
+    };
+    let device = || order.get(index).map(|&i| devices[i].path());
+    let subject = match error.cause {
+        abi::CAUSE_FREEZE | abi::CAUSE_FREEZE_TIMEOUT | abi::CAUSE_UNFROZEN => opened
+            .get(index)
+            .map(|o| o.mount_point.display().to_string()),
+        abi::CAUSE_NONE => None,
+        _ => device(),
+    };
+    error.on(subject.unwrap_or_else(all))
+}
+
+fn created_device(origin: &BlockDevice, item: &abi::SnapshotDevice) -> CreatedDevice {
+    CreatedDevice {
+        device: origin.path(),
+        image: crate::blockdev::dev_path(&abi::text(&item.image_name)),
+        size: item.device_size,
+        generation: Uuid::from_bytes(item.generation),
+        number: item.number,
+        given: origin.given.clone(),
+        origin: origin.clone(),
+        image_num: DevNum {
+            major: item.image_major,
+            minor: item.image_minor,
+        },
+    }
+}
+
+/// Waits a moment for udev or devtmpfs to make a node.
+fn wait_for_node(path: &str) {
+    let end = Instant::now() + Duration::from_secs(3);
+    while !std::path::Path::new(path).exists() && Instant::now() < end {
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// Deletes a snapshot. An open image is waited for a second: udev looks into new devices.
+/// With `force` its readers get errors instead.
+pub fn delete(control: &Control, id: Uuid, force: bool) -> CallResult<()> {
+    let end = Instant::now() + Duration::from_secs(1);
+    loop {
+        match control.snapshot_delete(id, force) {
+            Err(e) if e.errno == Errno::BUSY && !force && Instant::now() < end => {
+                sleep(Duration::from_millis(50));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Fails if a version of snapshot `id` can't be trusted any more: [`crate::error::Kind::Damaged`].
+pub fn check(control: &Control, id: Uuid, origin: DevNum) -> Result<()> {
+    let versions = control.versions(id).map_err(|e| e.on(id))?;
+    let version = versions
+        .into_iter()
+        .map(Version::from)
+        .find(|v| v.origin == origin);
+    match version {
+        Some(version) if version.state == "ok" => Ok(()),
+        Some(version) => Err(damaged(&version)),
+        None => Err(Error::not_found(format!("snapshot {id} is gone")).code("no-snapshot")),
+    }
+}
+
+/// The error that tells what is wrong with a version.
+pub fn damaged(version: &Version) -> Error {
+    let cause = crate::cause::look_up(version.cause);
+    let text = cause.map_or("its cause is not known", |c| c.text);
+    let error = Error::new(
+        crate::error::Kind::Damaged,
+        format!(
+            "the snapshot of {} is {}: {text}; {} can't be trusted",
+            version.device, version.state, version.image
+        ),
+    )
+    .code(cause.map_or("damaged", |c| c.code));
+    match cause.and_then(|c| c.hint) {
+        Some(hint) => error.hint(hint),
+        None => error.hint("delete it and take a new one"),
+    }
+}
