@@ -161,7 +161,8 @@ impl Map {
             }
         }
         for byte in bytes {
-            byte.store(code, Ordering::Relaxed);
+            // Who sees the mark sees the page put aside.
+            byte.store(code, Ordering::Release);
         }
     }
 
@@ -195,7 +196,8 @@ impl Map {
 
     /// The number in which each of the blocks `first..first + out.len()` last changed. `views`:
     /// those of the version asked about and of all newer ones, oldest first; none for the map as
-    /// it is now. EINVAL: beyond the end. May sleep.
+    /// it is now. EINVAL: beyond the end. May sleep. Under the registry's lock: no cut and no aging
+    /// comes in between.
     pub(crate) fn read<'v>(
         &self,
         first: u64,
@@ -223,7 +225,11 @@ impl Map {
         out: &mut [u32],
         views: impl Iterator<Item = &'v View> + Clone,
     ) -> Result {
-        let live = self.pages.get(page).and_then(|p| p.get(at..at + out.len())).ok_or(EINVAL)?;
+        let live = self
+            .pages
+            .get(page)
+            .and_then(|p| p.get(at..at + out.len()))
+            .ok_or(EINVAL)?;
         let mark = self.mark.load(Ordering::SeqCst);
         decode(live, mark, out);
         // If it was put aside, even just now, what was put aside counts.
@@ -248,7 +254,7 @@ impl Map {
 /// Turns bytes into numbers.
 fn decode(bytes: &[AtomicU8], mark: u64, out: &mut [u32]) {
     for (out, byte) in out.iter_mut().zip(bytes.iter()) {
-        *out = number(cbt::decode(byte.load(Ordering::Relaxed), mark));
+        *out = number(cbt::decode(byte.load(Ordering::Acquire), mark));
     }
 }
 

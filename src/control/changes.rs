@@ -96,7 +96,10 @@ impl Registry {
         for range in ranges.iter() {
             let span = Span::<Sectors>::from_bytes_outward(range.offset, range.length);
             let bytes = tracker.sectors() << SECTOR_SHIFT;
-            let inside = range.offset.checked_add(range.length).is_some_and(|end| end <= bytes);
+            let inside = range
+                .offset
+                .checked_add(range.length)
+                .is_some_and(|end| end <= bytes);
             match span.filter(|_| inside && range.length > 0) {
                 Some(span) => spans.push(span, GFP_KERNEL)?,
                 None => return Err(EINVAL),
@@ -130,7 +133,9 @@ fn read_blocks(
         let n = (a.count - done).min(CHUNK) as usize;
         let out = chunk.get_mut(..n).ok_or(EINVAL)?;
         tracker.map.read(a.first_block + done, out, views.clone())?;
-        let at = done.checked_mul(size_of::<u32>() as u64).and_then(|o| a.buffer.checked_add(o));
+        let at = done
+            .checked_mul(size_of::<u32>() as u64)
+            .and_then(|o| a.buffer.checked_add(o));
         abi::write_array(at.ok_or(EFAULT)?, out)?;
         done += n as u64;
     }

@@ -5,7 +5,6 @@
 use super::delete;
 use super::freeze::Freezer;
 use super::freeze::Frozen;
-use super::Refused;
 use super::Registry;
 use super::Snapshot;
 use super::Spare;
@@ -15,6 +14,7 @@ use crate::cow::Version;
 use crate::cow::Versions;
 use crate::image::Image;
 use crate::kapi::abi;
+use crate::kapi::abi::Refused;
 use crate::kapi::bdev::Dev;
 use crate::kapi::bdev::NAME_LEN;
 use crate::kapi::freeze::FileSystem;
@@ -65,7 +65,11 @@ impl Registry {
     /// BDSNAP_IOC_STORE_FILE.
     pub(super) fn store_file(&self, session: u64, arg: usize) -> Result {
         let mut a = abi::read_arg::<abi::bdsnap_store_file>(arg)?;
-        let granule = if a.granule == 0 { abi::BDSNAP_GRANULE_DEFAULT } else { a.granule };
+        let granule = if a.granule == 0 {
+            abi::BDSNAP_GRANULE_DEFAULT
+        } else {
+            a.granule
+        };
         let granules = abi::BDSNAP_GRANULE_MIN..=abi::BDSNAP_GRANULE_MAX;
         let granule_ok = granule.is_power_of_two() && granules.contains(&granule);
         let room_ok = (1..=abi::BDSNAP_MAX_EXTENTS).contains(&a.extent_count);
@@ -143,8 +147,15 @@ impl Registry {
         devices: &mut [abi::bdsnap_snapshot_device],
         fds: &[i32],
     ) -> Result<(), Refused> {
-        let place = state.spares.iter().position(|s| s.handle == a.store && s.owner == session);
-        let store = place.and_then(|p| state.spares.get(p)).ok_or(ENOENT)?.store.clone();
+        let place = state
+            .spares
+            .iter()
+            .position(|s| s.handle == a.store && s.owner == session);
+        let store = place
+            .and_then(|p| state.spares.get(p))
+            .ok_or(ENOENT)?
+            .store
+            .clone();
         if state.snapshots.len() >= abi::BDSNAP_MAX_SNAPSHOTS as usize {
             return Err(ENOSPC.into());
         }
@@ -205,7 +216,11 @@ impl Registry {
         let mut trackers: KVec<Arc<Tracker>> = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
         for (index, d) in devices.iter().enumerate() {
             let dev = Dev::new(d.major, d.minor)?;
-            let mut tracker = state.tracker(dev).ok_or(ENOENT).map_err(|e| Refused::from(e).of(index))?.clone();
+            let mut tracker = state
+                .tracker(dev)
+                .ok_or(ENOENT)
+                .map_err(|e| Refused::from(e).of(index))?
+                .clone();
             if trackers.iter().any(|t| Arc::ptr_eq(t, &tracker)) {
                 return Err(Refused::from(EEXIST).of(index));
             }
@@ -355,7 +370,8 @@ fn prepare(
     drop(chain);
     reserved?;
     let mut list = list?;
-    list.insert_within_capacity(0, version.clone()).map_err(|_| ENOMEM)?;
+    list.insert_within_capacity(0, version.clone())
+        .map_err(|_| ENOMEM)?;
     Ok(Candidate {
         tracker: tracker.clone(),
         version,
@@ -420,7 +436,11 @@ fn close_and_switch(
     drop(gates);
     times.gate_ns = time::monotonic_ns().saturating_sub(closed_at);
     for candidate in candidates.iter() {
-        trace::cut(candidate.tracker.dev(), candidate.version.view.number(), times.gate_ns);
+        trace::cut(
+            candidate.tracker.dev(),
+            candidate.version.view.number(),
+            times.gate_ns,
+        );
     }
     Ok((times, leftovers))
 }

@@ -19,7 +19,11 @@ impl Registry {
             return Err(EINVAL);
         }
         let mut state = self.state.lock();
-        let snapshot = state.snapshots.iter_mut().find(|s| s.id == a.id).ok_or(ENOENT)?;
+        let snapshot = state
+            .snapshots
+            .iter_mut()
+            .find(|s| s.id == a.id)
+            .ok_or(ENOENT)?;
         snapshot.owner = None;
         Ok(())
     }
@@ -32,7 +36,11 @@ impl Registry {
         }
         let force = a.flags & abi::BDSNAP_DELETE_FORCE != 0;
         let mut state = self.state.lock();
-        let place = state.snapshots.iter().position(|s| s.id == a.id).ok_or(ENOENT)?;
+        let place = state
+            .snapshots
+            .iter()
+            .position(|s| s.id == a.id)
+            .ok_or(ENOENT)?;
         delete(&mut state, place, force)
     }
 }

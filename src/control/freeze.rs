@@ -5,9 +5,9 @@
 //! `freeze_super()` can't be interrupted, so a work item calls it. When the time is up the caller
 //! goes; the worker thaws what it has frozen as soon as it comes back.
 
-use super::Refused;
 use super::Registry;
 use crate::kapi::abi;
+use crate::kapi::abi::Refused;
 use crate::kapi::freeze::FileSystem;
 use crate::kapi::time::Deadline;
 use core::sync::atomic::AtomicI32;
@@ -74,7 +74,11 @@ impl Freezer {
 
     /// Freezes all of them until the deadline; the result is thawed when dropped. The refusal
     /// names the one that could not be frozen. Sleeps.
-    pub(super) fn frozen(self: &Arc<Self>, registry: &Registry, deadline: Deadline) -> Result<Frozen, Refused> {
+    pub(super) fn frozen(
+        self: &Arc<Self>,
+        registry: &Registry,
+        deadline: Deadline,
+    ) -> Result<Frozen, Refused> {
         if self.list.is_empty() {
             self.phase.store(FROZEN, Ordering::Release);
             return Ok(Frozen(self.clone()));
@@ -82,7 +86,12 @@ impl Freezer {
         let _ = registry.freezing.queue().enqueue(self.clone());
         let ended = deadline.wait_until(|| self.phase.load(Ordering::Acquire) != FREEZING);
         if !ended {
-            let gave_up = self.phase.compare_exchange(FREEZING, ABANDONED, Ordering::AcqRel, Ordering::Acquire);
+            let gave_up = self.phase.compare_exchange(
+                FREEZING,
+                ABANDONED,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
             if gave_up.is_ok() {
                 let at = self.at.load(Ordering::Acquire) as usize;
                 return Err(Refused::new(ETIMEDOUT, abi::BDSNAP_CAUSE_FREEZE_TIMEOUT).of(at));
@@ -110,7 +119,9 @@ impl Freezer {
                 return;
             }
         }
-        let done = self.phase.compare_exchange(FREEZING, FROZEN, Ordering::AcqRel, Ordering::Acquire);
+        let done =
+            self.phase
+                .compare_exchange(FREEZING, FROZEN, Ordering::AcqRel, Ordering::Acquire);
         if done.is_err() {
             self.thaw(self.list.len());
         }

@@ -58,7 +58,11 @@ impl Registry {
     pub(super) fn list_versions(&self, _session: u64, arg: usize) -> Result {
         let a = list_arg(arg, true)?;
         let state = self.state.lock();
-        let snapshot = state.snapshots.iter().find(|s| s.id == a.id).ok_or(ENOENT)?;
+        let snapshot = state
+            .snapshots
+            .iter()
+            .find(|s| s.id == a.id)
+            .ok_or(ENOENT)?;
         list(arg, a, snapshot.images.iter().map(|i| Ok(version(i))))
     }
 }
@@ -96,10 +100,7 @@ fn origin(tracker: &Tracker) -> abi::bdsnap_origin_info {
 fn health(image: &Image) -> (u32, u32) {
     match image.version().damage() {
         Damage::None => (abi::BDSNAP_SNAPSHOT_OK, 0),
-        Damage::Parts => (
-            abi::BDSNAP_SNAPSHOT_DAMAGED,
-            abi::BDSNAP_CAUSE_ORIGIN_IO,
-        ),
+        Damage::Parts => (abi::BDSNAP_SNAPSHOT_DAMAGED, abi::BDSNAP_CAUSE_ORIGIN_IO),
         Damage::All(cause) => (abi::BDSNAP_SNAPSHOT_FAILED, cause),
     }
 }

@@ -29,42 +29,6 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 use kernel::sync::Mutex;
 
-/// Why something that was asked for isn't done.
-#[derive(Clone, Copy)]
-pub(crate) struct Refused {
-    /// The error number.
-    pub(crate) error: Error,
-    /// `BDSNAP_CAUSE_*`, 0: none.
-    pub(crate) cause: u32,
-    /// Which of several things.
-    pub(crate) index: u32,
-}
-
-impl Refused {
-    /// With this cause.
-    pub(crate) fn new(error: Error, cause: u32) -> Self {
-        Self {
-            error,
-            cause,
-            index: 0,
-        }
-    }
-
-    /// Of the thing with this index.
-    pub(crate) fn of(self, index: usize) -> Self {
-        Self {
-            index: index as u32,
-            ..self
-        }
-    }
-}
-
-impl<E: Into<Error>> From<E> for Refused {
-    fn from(error: E) -> Self {
-        Self::new(error.into(), 0)
-    }
-}
-
 /// A snapshot.
 pub(super) struct Snapshot {
     /// Its UUID.
@@ -158,7 +122,10 @@ impl State {
 
     /// The image with a device number.
     fn image(&self, dev: Dev) -> Option<&Image> {
-        self.snapshots.iter().flat_map(|s| s.images.iter()).find(|i| i.dev == dev)
+        self.snapshots
+            .iter()
+            .flat_map(|s| s.images.iter())
+            .find(|i| i.dev == dev)
     }
 
     /// All stores that there are.

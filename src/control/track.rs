@@ -4,11 +4,11 @@
 
 use super::delete;
 use super::Hooked;
-use super::Refused;
 use super::Registry;
 use super::State;
 use crate::kapi::abi;
 use crate::kapi::abi::ModuleRef;
+use crate::kapi::abi::Refused;
 use crate::kapi::bdev::BlockDevice;
 use crate::kapi::bdev::Dev;
 use crate::kapi::hook::Hook;
@@ -35,7 +35,7 @@ impl Registry {
         a.features = 0;
         a.release = Default::default();
         for (to, from) in a.release.iter_mut().zip(RELEASE) {
-            *to = *from as _;
+            *to = *from as kernel::ffi::c_char;
         }
         abi::write_arg(arg, &a)
     }
@@ -44,8 +44,8 @@ impl Registry {
     pub(super) fn track(&self, _session: u64, arg: usize) -> Result {
         let mut a = abi::read_arg::<abi::bdsnap_track>(arg)?;
         let sizes = abi::BDSNAP_BLOCK_SIZE_MIN..=abi::BDSNAP_BLOCK_SIZE_MAX;
-        let size_ok = a.block_size == 0
-            || (a.block_size.is_power_of_two() && sizes.contains(&a.block_size));
+        let size_ok =
+            a.block_size == 0 || (a.block_size.is_power_of_two() && sizes.contains(&a.block_size));
         if a.flags != 0 || !size_ok {
             return Err(EINVAL);
         }
@@ -66,11 +66,21 @@ impl Registry {
     }
 
     /// Tracks a device, or finds its tracker.
-    fn track_device(&self, state: &mut State, dev: Dev, block_size: u32) -> Result<Arc<Tracker>, Refused> {
+    fn track_device(
+        &self,
+        state: &mut State,
+        dev: Dev,
+        block_size: u32,
+    ) -> Result<Arc<Tracker>, Refused> {
         if let Some(tracker) = state.tracker(dev) {
             if tracker.device.is_live() {
-                let same = block_size == 0 || block_size == 1 << (tracker.map.shift() + SECTOR_SHIFT);
-                return if same { Ok(tracker.clone()) } else { Err(EEXIST.into()) };
+                let same =
+                    block_size == 0 || block_size == 1 << (tracker.map.shift() + SECTOR_SHIFT);
+                return if same {
+                    Ok(tracker.clone())
+                } else {
+                    Err(EEXIST.into())
+                };
             }
             // Another disk with the number of one that is gone: not the same origin.
             let gone = tracker.clone();
@@ -84,7 +94,11 @@ impl Registry {
         }
         let device = BlockDevice::open(dev)?;
         check(&device)?;
-        let size = if block_size == 0 { abi::BDSNAP_BLOCK_SIZE_DEFAULT } else { block_size };
+        let size = if block_size == 0 {
+            abi::BDSNAP_BLOCK_SIZE_DEFAULT
+        } else {
+            block_size
+        };
         let first = state.hooked.is_none();
         if first {
             state.hooked = Some(hook(&device)?);
@@ -98,7 +112,12 @@ impl Registry {
     }
 
     /// Makes a tracker and puts it into the table.
-    fn add(&self, state: &mut State, device: BlockDevice, shift: u32) -> Result<Arc<Tracker>, Refused> {
+    fn add(
+        &self,
+        state: &mut State,
+        device: BlockDevice,
+        shift: u32,
+    ) -> Result<Arc<Tracker>, Refused> {
         let tracker = Tracker::new(device, shift, self.queue.clone())?;
         state.trackers.push(tracker.clone(), GFP_KERNEL)?;
         match publish(state) {
@@ -111,7 +130,11 @@ impl Registry {
     }
 
     /// Starts a new generation of an origin that has no versions: after its size has changed.
-    pub(super) fn renew(&self, state: &mut State, old: &Arc<Tracker>) -> Result<Arc<Tracker>, Refused> {
+    pub(super) fn renew(
+        &self,
+        state: &mut State,
+        old: &Arc<Tracker>,
+    ) -> Result<Arc<Tracker>, Refused> {
         let device = BlockDevice::open(old.dev())?;
         check(&device)?;
         let shift = old.map.shift();
@@ -151,7 +174,11 @@ impl Registry {
         if tracker.chain.lock().len() > 0 {
             return Err(EBUSY);
         }
-        let place = state.trackers.iter().position(|t| Arc::ptr_eq(t, tracker)).ok_or(ENOENT)?;
+        let place = state
+            .trackers
+            .iter()
+            .position(|t| Arc::ptr_eq(t, tracker))
+            .ok_or(ENOENT)?;
         let table = Table::of(state.trackers.iter().filter(|t| !Arc::ptr_eq(t, tracker)))?;
         // From here on no new write is counted.
         drop(tracker::set_table(table));
@@ -203,8 +230,16 @@ fn check(device: &BlockDevice) -> Result<(), Refused> {
         (device.is_read_only(), EROFS, abi::BDSNAP_CAUSE_READ_ONLY),
         (device.is_zoned(), EOPNOTSUPP, abi::BDSNAP_CAUSE_ZONED),
         (device.is_dax(), EOPNOTSUPP, abi::BDSNAP_CAUSE_DAX),
-        (device.has_integrity(), EOPNOTSUPP, abi::BDSNAP_CAUSE_INTEGRITY),
-        (device.has_inline_crypto(), EOPNOTSUPP, abi::BDSNAP_CAUSE_INLINE_CRYPTO),
+        (
+            device.has_integrity(),
+            EOPNOTSUPP,
+            abi::BDSNAP_CAUSE_INTEGRITY,
+        ),
+        (
+            device.has_inline_crypto(),
+            EOPNOTSUPP,
+            abi::BDSNAP_CAUSE_INLINE_CRYPTO,
+        ),
         (
             device.logical_block() > abi::BDSNAP_GRANULE_MAX,
             EOPNOTSUPP,

@@ -122,7 +122,8 @@ impl Link {
             first: span.start(),
             place,
         };
-        self.extents.try_create_and_insert(span.end() - 1, extent, GFP_KERNEL)?;
+        self.extents
+            .try_create_and_insert(span.end() - 1, extent, GFP_KERNEL)?;
         Ok(())
     }
 }
@@ -289,7 +290,10 @@ impl Chain {
     /// Frees what [`Chain::reserve`] took, if there is no version.
     pub(crate) fn shrink(&mut self) {
         if self.links.is_empty() && self.starts.is_empty() {
-            let idle = self.pool.as_ref().is_some_and(|p| p.jobs.iter().all(Option::is_none));
+            let idle = self
+                .pool
+                .as_ref()
+                .is_some_and(|p| p.jobs.iter().all(Option::is_none));
             if idle {
                 self.pool = None;
                 self.starts = KVec::new();
@@ -303,7 +307,9 @@ impl Chain {
             version,
             extents: RBTree::new(),
         };
-        self.links.insert_within_capacity(0, link).map_err(|_| ENOMEM)
+        self.links
+            .insert_within_capacity(0, link)
+            .map_err(|_| ENOMEM)
     }
 
     /// How many versions there are.
@@ -382,7 +388,9 @@ impl Chain {
             return Attempt::Failed;
         };
         let span = Span::of_len(from, len).unwrap_or(Span::EMPTY);
-        let recorded = version.ensure(span).and_then(|()| link.insert(span, Place::Reading));
+        let recorded = version
+            .ensure(span)
+            .and_then(|()| link.insert(span, Place::Reading));
         let Some(job) = pool.jobs.get_mut(run.index()).filter(|_| recorded.is_ok()) else {
             pool.give(run);
             version.fail(abi::BDSNAP_CAUSE_NO_MEMORY);
@@ -425,7 +433,11 @@ impl Chain {
     /// Where the image of `version` finds the first granule of `span`, and up to where it is the
     /// same place.
     pub(crate) fn locate(&self, version: &Version, span: Span<Granules>) -> (Found, u64) {
-        let Some(own) = self.links.iter().position(|l| core::ptr::eq(&*l.version, version)) else {
+        let Some(own) = self
+            .links
+            .iter()
+            .position(|l| core::ptr::eq(&*l.version, version))
+        else {
             return (Found::Unreadable, span.end());
         };
         let end = Cell::new(span.end());
@@ -443,7 +455,9 @@ impl Chain {
                 Some(Ok((extent, _))) => {
                     let skip = span.start() - extent.first;
                     match &extent.place {
-                        Place::Memory { run, base } => Found::Memory(run.clone(), span.start() - base),
+                        Place::Memory { run, base } => {
+                            Found::Memory(run.clone(), span.start() - base)
+                        }
                         Place::Stored { store, slot } => Found::Stored(store.clone(), slot + skip),
                         Place::Reading | Place::Lost => Found::Unreadable,
                     }

@@ -3,12 +3,15 @@
 //! The end of a version: what older ones need of it is handed down to them.
 
 use super::chain::Chain;
+use super::chain::Link;
+use super::chain::Place;
 use super::version::Version;
 use super::version::Versions;
 use crate::kapi::noio;
 use crate::kapi::time;
 use crate::tracker::Tracker;
 use bdsnap_logic::granule;
+use bdsnap_logic::granule::State;
 use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Span;
 use core::cell::Cell;
@@ -56,13 +59,33 @@ struct Unlinked {
     /// The next older version.
     older: Option<Arc<Version>>,
     /// The link, dropped outside the lock.
-    _link: Option<super::chain::Link>,
+    _link: Option<Link>,
+}
+
+impl Link {
+    /// Takes over the data of granules from a newer version. ENOMEM. May sleep.
+    fn take_over(&mut self, span: Span<Granules>, place: Place) -> Result {
+        let (own, _) = self.state_run(span);
+        if granule::inherit(own, place.state()).is_none() || own == State::Reading {
+            // What it is reading, or has, is its own.
+            return Ok(());
+        }
+        let lost = matches!(place, Place::Lost);
+        self.version.ensure(span)?;
+        self.insert(span, place)?;
+        self.version.inherit(span, lost);
+        Ok(())
+    }
 }
 
 impl Chain {
     /// Gives older versions what they read through `version`.
     fn hand_down(&mut self, version: &Version) {
-        let Some(index) = self.links.iter().position(|l| core::ptr::eq(&*l.version, version)) else {
+        let Some(index) = self
+            .links
+            .iter()
+            .position(|l| core::ptr::eq(&*l.version, version))
+        else {
             return;
         };
         let Some((newer, older)) = self.links.split_at_mut_checked(index + 1) else {
@@ -87,15 +110,16 @@ impl Chain {
                 }));
                 let upto = end.get();
                 let part = Span::new(at, upto).unwrap_or(rest);
-                if let Some(heir) = heir.and_then(|i| older.get_mut(i)) {
-                    let place = extent.place.advanced(at - extent.first);
-                    let done = heir.version.ensure(part).and_then(|()| heir.insert(part, place));
-                    match done {
-                        Ok(()) => heir.version.inherit(part),
-                        Err(_) => {
-                            heir.version.fail(crate::kapi::abi::BDSNAP_CAUSE_NO_MEMORY);
-                        }
-                    }
+                let place = extent.place.advanced(at - extent.first);
+                let done = match heir.and_then(|i| older.get_mut(i)) {
+                    Some(heir) => heir.take_over(part, place),
+                    None => Ok(()),
+                };
+                if done.is_err() {
+                    // All of them would read it through the heir, and find newer data.
+                    let cause = crate::kapi::abi::BDSNAP_CAUSE_NO_MEMORY;
+                    older.iter().for_each(|l| l.version.fail(cause));
+                    return;
                 }
                 at = upto;
             }
@@ -104,7 +128,11 @@ impl Chain {
 
     /// Takes a version out.
     fn unlink(&mut self, version: &Version) -> Unlinked {
-        match self.links.iter().position(|l| core::ptr::eq(&*l.version, version)) {
+        match self
+            .links
+            .iter()
+            .position(|l| core::ptr::eq(&*l.version, version))
+        {
             Some(index) => Unlinked {
                 older: self.links.get(index + 1).map(|l| l.version.clone()),
                 _link: self.links.remove(index).ok(),

@@ -108,7 +108,9 @@ impl Version {
     /// Gives it up: nothing more is copied for it, its image answers EIO. What it has still serves
     /// older versions. The first cause stays.
     pub(crate) fn fail(&self, cause: u32) {
-        let first = self.failed.compare_exchange(0, cause, Ordering::AcqRel, Ordering::Relaxed);
+        let first = self
+            .failed
+            .compare_exchange(0, cause, Ordering::AcqRel, Ordering::Relaxed);
         if first.is_ok() {
             let why = match cause {
                 abi::BDSNAP_CAUSE_STORE_FULL => "its store is full",
@@ -116,7 +118,11 @@ impl Version {
                 abi::BDSNAP_CAUSE_NO_MEMORY => "there is no memory for it",
                 _ => "its origin is gone",
             };
-            pr_notice!("snapshot {} of an origin has failed: {}\n", self.view.number(), why);
+            pr_notice!(
+                "snapshot {} of an origin has failed: {}\n",
+                self.view.number(),
+                why
+            );
         }
     }
 
@@ -130,7 +136,8 @@ impl Version {
         self.kept.ensure(span)?;
         let before = self.kept.count(span);
         self.kept.set(span);
-        self.not_kept.fetch_add(span.len().saturating_sub(before), Ordering::Relaxed);
+        self.not_kept
+            .fetch_add(span.len().saturating_sub(before), Ordering::Relaxed);
         Ok(())
     }
 
@@ -150,10 +157,13 @@ impl Version {
         count.fetch_add(span.len(), Ordering::Relaxed);
     }
 
-    /// It takes data over from a newer version.
-    pub(super) fn inherit(&self, span: Span<Granules>) {
+    /// It takes data over from a newer version, or takes note that it is lost.
+    pub(super) fn inherit(&self, span: Span<Granules>, lost: bool) {
         self.data.set(span);
         self.kept.set(span);
+        if lost {
+            self.lost.fetch_add(span.len(), Ordering::Relaxed);
+        }
     }
 
     /// Whether a granule need not be copied, and up to where that is so.

@@ -117,7 +117,11 @@ impl Chain {
 
     /// The I/O of a run has ended.
     fn ended(&mut self, tracker: &Tracker, run: Arc<Run<Tracker>>) {
-        let job = self.pool.as_mut().and_then(|p| p.jobs.get_mut(run.index())).and_then(Option::take);
+        let job = self
+            .pool
+            .as_mut()
+            .and_then(|p| p.jobs.get_mut(run.index()))
+            .and_then(Option::take);
         let Some(mut job) = job else {
             return;
         };
@@ -215,7 +219,11 @@ impl Chain {
         if !ok {
             version.fail(abi::BDSNAP_CAUSE_STORE_IO);
         }
-        if let Some(link) = self.links.iter_mut().find(|l| core::ptr::eq(&*l.version, &*version)) {
+        if let Some(link) = self
+            .links
+            .iter_mut()
+            .find(|l| core::ptr::eq(&*l.version, &*version))
+        {
             let mut cursor = link.extents.cursor_lower_bound_mut(&job.span.start());
             while let Some(mut at) = cursor {
                 let (_, extent) = at.current_mut();
@@ -241,14 +249,21 @@ impl Chain {
 
     /// Forgets an extent that is being read.
     fn forget(&mut self, version: &Version, span: Span<Granules>) {
-        if let Some(link) = self.links.iter_mut().find(|l| core::ptr::eq(&*l.version, version)) {
+        if let Some(link) = self
+            .links
+            .iter_mut()
+            .find(|l| core::ptr::eq(&*l.version, version))
+        {
             link.extents.remove(&(span.end() - 1));
         }
     }
 
     /// Gives a whole extent, as it was recorded, another place.
     fn replace(&mut self, version: &Version, span: Span<Granules>, place: Place) {
-        let link = self.links.iter_mut().find(|l| core::ptr::eq(&*l.version, version));
+        let link = self
+            .links
+            .iter_mut()
+            .find(|l| core::ptr::eq(&*l.version, version));
         if let Some(extent) = link.and_then(|l| l.extents.get_mut(&(span.end() - 1))) {
             extent.place = place;
         }
@@ -273,14 +288,21 @@ impl Chain {
                 place,
             };
             let node = RBTreeNode::new(part.end() - 1, extent, GFP_KERNEL);
-            if node.and_then(|n| nodes.push(n, GFP_KERNEL).map_err(Error::from)).is_err() {
+            if node
+                .and_then(|n| nodes.push(n, GFP_KERNEL).map_err(Error::from))
+                .is_err()
+            {
                 self.replace(version, span, Place::Lost);
                 version.keep(span, true);
                 return 0;
             }
         }
         self.forget(version, span);
-        if let Some(link) = self.links.iter_mut().find(|l| core::ptr::eq(&*l.version, version)) {
+        if let Some(link) = self
+            .links
+            .iter_mut()
+            .find(|l| core::ptr::eq(&*l.version, version))
+        {
             for node in nodes.drain_all() {
                 link.extents.insert(node);
             }
@@ -307,13 +329,15 @@ impl super::chain::Link {
         let (first, Place::Stored { store, slot }) = (extent.first, &extent.place) else {
             return;
         };
-        let before = cursor.peek_prev().and_then(|(end, before)| match &before.place {
-            Place::Stored { store: s, slot: b } if Arc::ptr_eq(s, store) => {
-                let side_by_side = end + 1 == first && b + (first - before.first) == *slot;
-                side_by_side.then_some((before.first, *b))
-            }
-            _ => None,
-        });
+        let before = cursor
+            .peek_prev()
+            .and_then(|(end, before)| match &before.place {
+                Place::Stored { store: s, slot: b } if Arc::ptr_eq(s, store) => {
+                    let side_by_side = end + 1 == first && b + (first - before.first) == *slot;
+                    side_by_side.then_some((before.first, *b))
+                }
+                _ => None,
+            });
         let (Some((start, base)), true) = (before, *at == last) else {
             return;
         };

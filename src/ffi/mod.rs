@@ -4,6 +4,7 @@
 
 #![allow(
     clippy::all,
+    clippy::undocumented_unsafe_blocks,
     dead_code,
     missing_docs,
     improper_ctypes,
@@ -14,4 +15,7 @@
     unsafe_op_in_unsafe_fn
 )]
 
-include!(concat!(env!("BDSNAP_GEN"), "/src/ffi/bindings_generated.rs"));
+include!(concat!(
+    env!("BDSNAP_GEN"),
+    "/src/ffi/bindings_generated.rs"
+));

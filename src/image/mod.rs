@@ -10,9 +10,9 @@
 use crate::cow::Damage;
 use crate::cow::Found;
 use crate::cow::Version;
+use crate::kapi::abi::ModuleRef;
 use crate::kapi::bdev::Dev;
 use crate::kapi::bdev::NAME_LEN;
-use crate::kapi::abi::ModuleRef;
 use crate::kapi::disk::Child;
 use crate::kapi::disk::ChildDone;
 use crate::kapi::disk::Disk;
@@ -264,7 +264,11 @@ fn resolve(read: &Arc<Read>, sectors: Span<Sectors>) {
 
 /// A child for some sectors of a read.
 fn child(read: &Read, part: Span<Sectors>) -> Result<Child> {
-    Child::of(&read.parent, part.start() - read.parent.sector(), part.len())
+    Child::of(
+        &read.parent,
+        part.start() - read.parent.sector(),
+        part.len(),
+    )
 }
 
 /// Fills a part of a read.
@@ -292,7 +296,9 @@ fn fetch(read: &Arc<Read>, part: Span<Sectors>, store: Option<Arc<Store>>, secto
         read.parent.fail();
         return;
     };
-    let device = from.as_ref().map_or(&read.shown.tracker.device, |s| s.device());
+    let device = from
+        .as_ref()
+        .map_or(&read.shown.tracker.device, |s| s.device());
     child.submit(device, sector, piece);
 }
 
@@ -302,12 +308,12 @@ impl ChildDone for Piece {
             let guard = rcu::read_lock();
             let shown = &this.read.shown;
             let versions = shown.tracker.versions.read(&guard);
-            let superseded = versions.map_or(true, |v| v.superseded(&shown.version, this.granules));
+            let superseded = versions.is_none_or(|v| v.superseded(&shown.version, this.granules));
             drop(guard);
             if superseded {
                 // Even an error counts only if the data should still be on the origin.
                 let queue = shown.queue.clone();
-                let _ = queue.queue().enqueue::<_, 0>(this);
+                queue.queue().enqueue::<_, 0>(this);
                 return;
             }
         }

@@ -13,6 +13,42 @@ use kernel::uaccess::UserSlice;
 
 pub(crate) use crate::ffi::*;
 
+/// Why something that was asked for isn't done.
+#[derive(Clone, Copy)]
+pub(crate) struct Refused {
+    /// The error number.
+    pub(crate) error: Error,
+    /// `BDSNAP_CAUSE_*`, 0: none.
+    pub(crate) cause: u32,
+    /// Which of several things.
+    pub(crate) index: u32,
+}
+
+impl Refused {
+    /// With this cause.
+    pub(crate) fn new(error: Error, cause: u32) -> Self {
+        Self {
+            error,
+            cause,
+            index: 0,
+        }
+    }
+
+    /// Of the thing with this index.
+    pub(crate) fn of(self, index: usize) -> Self {
+        Self {
+            index: index as u32,
+            ..self
+        }
+    }
+}
+
+impl<E: Into<Error>> From<E> for Refused {
+    fn from(error: E) -> Self {
+        Self::new(error.into(), 0)
+    }
+}
+
 /// A struct of the ABI: plain old data, all bit patterns valid, no padding.
 ///
 /// # Safety
@@ -55,7 +91,9 @@ abi! {
 ///
 /// EFAULT; EINVAL: smaller than `T`; E2BIG: larger, and the surplus not zero.
 pub(crate) fn read_arg<T: Abi + FromBytes + AsBytes>(arg: usize) -> Result<T> {
-    let size = UserSlice::new(UserPtr::from_addr(arg), size_of::<u32>()).reader().read::<u32>()? as usize;
+    let size = UserSlice::new(UserPtr::from_addr(arg), size_of::<u32>())
+        .reader()
+        .read::<u32>()? as usize;
     if size < size_of::<T>() {
         return Err(EINVAL);
     }
@@ -76,7 +114,9 @@ pub(crate) fn read_arg<T: Abi + FromBytes + AsBytes>(arg: usize) -> Result<T> {
 
 /// Writes the known part of an ioctl's argument back. EFAULT.
 pub(crate) fn write_arg<T: Abi + AsBytes>(arg: usize, value: &T) -> Result {
-    UserSlice::new(UserPtr::from_addr(arg), size_of::<T>()).writer().write(value)
+    UserSlice::new(UserPtr::from_addr(arg), size_of::<T>())
+        .writer()
+        .write(value)
 }
 
 /// Reads `count` items from a user's array. EFAULT, ENOMEM; EOVERFLOW where the size overflows.
@@ -104,13 +144,22 @@ pub(crate) fn write_array<T: AsBytes>(addr: u64, items: &[T]) -> Result {
 
 /// Writes a list's item at place `index` of an array of `stride` bytes an item: cut or padded
 /// with zeros. EFAULT.
-pub(crate) fn write_item<T: Abi + AsBytes>(addr: u64, index: usize, stride: usize, item: &T) -> Result {
+pub(crate) fn write_item<T: Abi + AsBytes>(
+    addr: u64,
+    index: usize,
+    stride: usize,
+    item: &T,
+) -> Result {
     let addr = usize::try_from(addr).map_err(|_| EFAULT)?;
-    let at = index.checked_mul(stride).and_then(|o| addr.checked_add(o)).ok_or(EFAULT)?;
+    let at = index
+        .checked_mul(stride)
+        .and_then(|o| addr.checked_add(o))
+        .ok_or(EFAULT)?;
     let mut writer = UserSlice::new(UserPtr::from_addr(at), stride).writer();
     let known = size_of::<T>().min(stride);
     // SAFETY: `T` is plain data without padding, `known` at most its size.
-    let bytes = unsafe { core::slice::from_raw_parts(core::ptr::from_ref(item).cast::<u8>(), known) };
+    let bytes =
+        unsafe { core::slice::from_raw_parts(core::ptr::from_ref(item).cast::<u8>(), known) };
     writer.write_slice(bytes)?;
     for _ in known..stride {
         writer.write(&0u8)?;
@@ -139,7 +188,9 @@ impl ModuleRef {
     /// ENODEV: it is being unloaded.
     pub(crate) fn get() -> Result<Self> {
         // SAFETY: A valid module pointer: our own.
-        if unsafe { bindings::try_module_get(kernel::module::this_module::<crate::Bdsnap>().as_ptr()) } {
+        if unsafe {
+            bindings::try_module_get(kernel::module::this_module::<crate::Bdsnap>().as_ptr())
+        } {
             Ok(Self(()))
         } else {
             Err(ENODEV)

@@ -186,9 +186,7 @@ impl BlockDevice {
     pub(crate) fn name(&self) -> [u8; NAME_LEN] {
         let mut name = [0u8; NAME_LEN];
         // SAFETY: `bdev` is valid by the type invariant, the buffer has the length given.
-        unsafe {
-            ffi::bdsnap_bdev_name(self.bdev.as_ptr(), name.as_mut_ptr().cast(), NAME_LEN)
-        };
+        unsafe { ffi::bdsnap_bdev_name(self.bdev.as_ptr(), name.as_mut_ptr().cast(), NAME_LEN) };
         name
     }
 }

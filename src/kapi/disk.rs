@@ -57,7 +57,12 @@ impl Support {
         // own list while more are wanted.
         // SAFETY: The set is zeroed, and stays in its box.
         to_result(unsafe {
-            bindings::bioset_init(&mut *set, CHILDREN, 0, bindings::BIOSET_NEED_RESCUER as c_int)
+            bindings::bioset_init(
+                &mut *set,
+                CHILDREN,
+                0,
+                bindings::BIOSET_NEED_RESCUER as c_int,
+            )
         })?;
         CHILD_BIOS.store(&mut *set, Ordering::Release);
         Ok(Self { set })
@@ -168,7 +173,7 @@ impl<T: DiskOps> Disk<T> {
             let d = disk.as_ptr();
             (*d).flags |= bindings::GENHD_FL_NO_PART as c_int;
             for (to, from) in (*d).disk_name.iter_mut().zip(name.iter()) {
-                *to = *from as _;
+                *to = *from as kernel::ffi::c_char;
             }
             (*d).private_data = object.into_foreign();
             (*d).fops = &Vtable::<T>::TABLE;
@@ -362,7 +367,11 @@ unsafe extern "C" fn child_end<C: ChildDone>(bio: *mut bindings::bio) {
     // SAFETY: `bi_private` is the box that `submit()` gave away, the bio the clone.
     unsafe {
         let done = <Pin<KBox<C>> as ForeignOwnable>::from_foreign((*bio).bi_private);
-        let status = if (*bio).bi_status == 0 { Ok(()) } else { Err(EIO) };
+        let status = if (*bio).bi_status == 0 {
+            Ok(())
+        } else {
+            Err(EIO)
+        };
         bindings::bio_put(bio);
         C::child_done(done, status);
     }

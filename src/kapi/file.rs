@@ -81,7 +81,8 @@ impl BlockFile {
     /// Whether its file system is of this type ("ext4").
     pub(crate) fn is_on(&self, fs: &CStr) -> bool {
         // SAFETY: A super block has a type with a name, a C string that lives as long.
-        let name = unsafe { CStr::from_char_ptr(ffi::bdsnap_fs_name(self.file.super_block()).cast()) };
+        let name =
+            unsafe { CStr::from_char_ptr(ffi::bdsnap_fs_name(self.file.super_block()).cast()) };
         name.to_bytes() == fs.to_bytes()
     }
 

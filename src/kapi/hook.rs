@@ -84,15 +84,22 @@ impl<I: Interceptor> Hook<I> {
     /// passed on. May sleep; one at a time (the caller's lock).
     pub(crate) fn self_test(&self, dev: &BlockDevice) -> Result<bool> {
         let bytes = dev.logical_block().max(512);
-        // SAFETY: Allocates an order-0 page; larger logical blocks don't exist here.
-        let page = NonNull::new(unsafe { ffi::bdsnap_alloc_page(bindings::GFP_KERNEL) }).ok_or(ENOMEM)?;
+        // SAFETY: Allocates an order-0 page; larger logical blocks aren't tracked.
+        let page = unsafe { ffi::bdsnap_alloc_page(bindings::GFP_KERNEL) };
+        let page = NonNull::new(page).ok_or(ENOMEM)?;
         let mut bio = bindings::bio::default();
         let mut vec = bindings::bio_vec::default();
         PROBE_SEEN.store(false, Ordering::Relaxed);
         // SAFETY: `bio` and `vec` live on this stack until `submit_bio_wait()` returns, which is
         // after the bio has ended; the page is ours and large enough.
         let result = unsafe {
-            bindings::bio_init(&mut bio, dev.as_ptr(), &mut vec, 1, bindings::req_op_REQ_OP_READ);
+            bindings::bio_init(
+                &mut bio,
+                dev.as_ptr(),
+                &mut vec,
+                1,
+                bindings::req_op_REQ_OP_READ,
+            );
             bindings::__bio_add_page(&mut bio, page.as_ptr(), bytes.min(4096), 0);
             PROBE.store(&mut bio, Ordering::Release);
             let result = to_result(bindings::submit_bio_wait(&mut bio));

@@ -103,7 +103,10 @@ impl Inflight {
     fn count(&self) -> Option<&AtomicIsize> {
         // SAFETY: Reads a per-CPU number.
         let cpu = unsafe { ffi::bdsnap_cpu() } as usize;
-        self.cpus.get(cpu).or_else(|| self.cpus.first()).map(|c| &c.0)
+        self.cpus
+            .get(cpu)
+            .or_else(|| self.cpus.first())
+            .map(|c| &c.0)
     }
 
     /// One more or one less, with a full barrier.
@@ -127,9 +130,8 @@ impl Inflight {
             return Admission::Closed;
         }
         // SAFETY: The pool is valid as long as `self`.
-        let wrap = unsafe {
-            bindings::mempool_alloc_noprof(self.pool.as_ptr(), ffi::BDSNAP_GFP_NOWAIT)
-        };
+        let wrap =
+            unsafe { bindings::mempool_alloc_noprof(self.pool.as_ptr(), ffi::BDSNAP_GFP_NOWAIT) };
         match NonNull::new(wrap.cast::<Wrap>()) {
             Some(wrap) => Admission::Admitted(Ticket {
                 wrap,
@@ -417,7 +419,7 @@ impl Support {
         // SAFETY: The name is static, size and alignment are those of the type.
         let cache = unsafe {
             ffi::bdsnap_cache_create(
-                c"bdsnap_wrap".as_ptr().cast(),
+                c"bdsnap_wrap".as_char_ptr(),
                 core::mem::size_of::<Wrap>() as u32,
                 core::mem::align_of::<Wrap>() as u32,
             )
@@ -475,7 +477,11 @@ unsafe fn end(bio: *mut bindings::bio) {
     // SAFETY: Matched by the release below.
     unsafe { ffi::bdsnap_cpu_hold() };
     // SAFETY: The array has an element for each possible CPU, and is there while wraps are.
-    let ending = unsafe { &*ENDINGS.load(Ordering::Acquire).add(ffi::bdsnap_cpu() as usize) };
+    let ending = unsafe {
+        &*ENDINGS
+            .load(Ordering::Acquire)
+            .add(ffi::bdsnap_cpu() as usize)
+    };
     // SAFETY: The bio is the caller's; its `bi_next` is free for use by whoever completes it.
     unsafe { push_ending(ending, bio) };
     while !ending.list.load(Ordering::Acquire).is_null() {
@@ -509,7 +515,10 @@ unsafe fn push_ending(ending: &Ending, bio: *mut bindings::bio) {
     loop {
         // SAFETY: The caller owns the bio until it is on the list.
         unsafe { (*bio).bi_next = head };
-        match ending.list.compare_exchange_weak(head, bio, Ordering::AcqRel, Ordering::Relaxed) {
+        match ending
+            .list
+            .compare_exchange_weak(head, bio, Ordering::AcqRel, Ordering::Relaxed)
+        {
             Ok(_) => return,
             Err(now) => head = now,
         }

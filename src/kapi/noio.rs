@@ -5,7 +5,6 @@
 use crate::ffi;
 use kernel::types::NotThreadSafe;
 
-
 /// While it lives, no allocation of this task starts I/O (`memalloc_noio_save()`).
 pub(crate) struct Scope {
     saved: u32,

@@ -32,12 +32,7 @@ impl OwnedQueue {
         }
         // SAFETY: The format has one string argument, which is a static C string.
         let ptr = unsafe {
-            bindings::alloc_workqueue_noprof(
-                c"%s".as_ptr().cast(),
-                flags,
-                0,
-                name.as_ptr(),
-            )
+            bindings::alloc_workqueue_noprof(c"%s".as_char_ptr(), flags, 0, name.as_char_ptr())
         };
         // INVARIANT: A fresh workqueue, ours.
         NonNull::new(ptr).map(Self).ok_or(ENOMEM)

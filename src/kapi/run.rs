@@ -123,7 +123,11 @@ impl<T: RunOwner> Run<T> {
     /// Starts reading or writing. The owner is told the end; it must keep `dev` alive until then.
     /// EINVAL: more than the pages hold, or nothing; EBUSY: I/O is on its way. May sleep.
     pub(crate) fn start(this: Arc<Self>, owner: Arc<T>, dev: &BlockDevice, io: Io) -> Result {
-        let room = this.pages.len().saturating_sub(io.page).saturating_mul(PAGE_SIZE);
+        let room = this
+            .pages
+            .len()
+            .saturating_sub(io.page)
+            .saturating_mul(PAGE_SIZE);
         if io.bytes == 0 || io.bytes > room {
             return Err(EINVAL);
         }
@@ -134,7 +138,8 @@ impl<T: RunOwner> Run<T> {
         if this.busy.swap(true, Ordering::AcqRel) {
             return Err(EBUSY);
         }
-        this.owner.store(Arc::into_raw(owner).cast_mut(), Ordering::Relaxed);
+        this.owner
+            .store(Arc::into_raw(owner).cast_mut(), Ordering::Relaxed);
         let bio = this.bio.get();
         // SAFETY: We have just become `busy`, so bio and vector are ours (type invariant). The
         // vector has an element for each page, and the pages live as long as the run, of which
@@ -174,7 +179,9 @@ impl<T: RunOwner> Run<T> {
             // SAFETY: The page is ours and mapped (x86-64 has no high memory); offset and length
             // stay inside it, and the child's bio is owned by the child.
             unsafe {
-                let src = ffi::bdsnap_page_address(page.as_ptr()).cast::<u8>().add(offset);
+                let src = ffi::bdsnap_page_address(page.as_ptr())
+                    .cast::<u8>()
+                    .add(offset);
                 ffi::bdsnap_bio_fill(child.as_ptr(), skip, src.cast(), len as u32);
             }
             at += len;
@@ -226,7 +233,10 @@ impl<T: RunOwner> RunStack<T> {
         loop {
             // SAFETY: `raw` is valid, we own a reference.
             unsafe { (*raw).next.store(head, Ordering::Relaxed) };
-            match self.head.compare_exchange_weak(head, raw, Ordering::AcqRel, Ordering::Relaxed) {
+            match self
+                .head
+                .compare_exchange_weak(head, raw, Ordering::AcqRel, Ordering::Relaxed)
+            {
                 Ok(_) => return,
                 Err(now) => head = now,
             }

@@ -112,7 +112,11 @@ impl<T> Slot<T> {
         };
         let old = core::ptr::null_mut();
         // INVARIANT: From null to a box or void.
-        if self.ptr.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        if self
+            .ptr
+            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+            .is_err()
+        {
             free(new);
         }
     }
@@ -144,4 +148,3 @@ pub(crate) fn slots<T>(n: usize) -> Result<KVVec<Slot<T>>> {
     }
     Ok(slots)
 }
-

@@ -10,7 +10,6 @@
 pub mod bits;
 pub mod cbt;
 pub mod extent;
-pub mod gate;
 pub mod granule;
 pub mod range;
 mod sort;

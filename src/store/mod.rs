@@ -6,8 +6,8 @@
 //! *slots*: consecutive numbers over all pieces. Slots are given out once and never reused, so
 //! whoever holds the store may read a slot without a lock.
 
-use crate::control::Refused;
 use crate::kapi::abi;
+use crate::kapi::abi::Refused;
 use crate::kapi::bdev::BlockDevice;
 use crate::kapi::bdev::DiskId;
 use crate::kapi::file::BlockFile;
@@ -59,7 +59,11 @@ impl Store {
     /// room for `room` `struct fiemap_extent`; `shift` is sectors in a granule. Sleeps.
     pub(crate) fn of_file(fd: i32, shift: u32, buffer: u64, room: u32) -> Result<Made, Refused> {
         let file = BlockFile::get(fd).map_err(|e| {
-            let cause = if e == EBADF { 0 } else { abi::BDSNAP_CAUSE_STORE_FILE };
+            let cause = if e == EBADF {
+                0
+            } else {
+                abi::BDSNAP_CAUSE_STORE_FILE
+            };
             Refused::new(e, cause)
         })?;
         let allowed = FILE_SYSTEMS.iter().any(|fs| file.is_on(fs)) && !file.is_realtime();
@@ -71,7 +75,11 @@ impl Store {
             .map_err(|_| Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_STORE_FS))?;
         let len = file.len();
         let pinned = file.pin().map_err(|e| {
-            let cause = if e == EBUSY { abi::BDSNAP_CAUSE_STORE_BUSY } else { 0 };
+            let cause = if e == EBUSY {
+                abi::BDSNAP_CAUSE_STORE_BUSY
+            } else {
+                0
+            };
             Refused::new(e, cause)
         })?;
         let mapped = pinned.fiemap(len, buffer, room)?;

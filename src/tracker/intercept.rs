@@ -39,7 +39,12 @@ impl Interceptor for Intercept {
 
 /// Sees to a write to `span` of an origin; whether it may go on to the next.
 #[inline]
-fn let_pass(tracker: &Arc<Tracker>, bio: &mut Submitted<'_>, span: Span<Sectors>, guard: &rcu::Guard) -> bool {
+fn let_pass(
+    tracker: &Arc<Tracker>,
+    bio: &mut Submitted<'_>,
+    span: Span<Sectors>,
+    guard: &rcu::Guard,
+) -> bool {
     if tracker.inflight.holds(bio) {
         // It comes by for the second time.
         return true;
@@ -74,7 +79,9 @@ fn let_pass(tracker: &Arc<Tracker>, bio: &mut Submitted<'_>, span: Span<Sectors>
         bio.refuse_to_wait();
         return false;
     }
-    tracker.map.mark(span, versions.and_then(|v| v.newest_view()));
+    tracker
+        .map
+        .mark(span, versions.and_then(|v| v.newest_view()));
     if !must_copy {
         ticket.pass(bio, span);
         return true;

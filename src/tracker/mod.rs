@@ -126,7 +126,11 @@ impl RunOwner for Tracker {
 impl Tracker {
     /// A tracker for `device`, with CBT blocks of `1 << block_shift` sectors, in a new generation.
     /// Nothing is tracked until it is in the [`Table`]. ENOMEM. May sleep.
-    pub(crate) fn new(device: BlockDevice, block_shift: u32, queue: Arc<OwnedQueue>) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        device: BlockDevice,
+        block_shift: u32,
+        queue: Arc<OwnedQueue>,
+    ) -> Result<Arc<Self>> {
         let sectors = device.sectors();
         let span = Span::of_len(device.start_sector(), sectors).ok_or(EINVAL)?;
         let inflight = Inflight::new()?;
@@ -185,7 +189,8 @@ impl Tracker {
     pub(crate) fn mark(&self, span: Span<Sectors>) {
         let guard = rcu::read_lock();
         let versions = self.versions.read(&guard);
-        self.map.mark(span, versions.and_then(Versions::newest_view));
+        self.map
+            .mark(span, versions.and_then(Versions::newest_view));
     }
 
     /// Gets the copying worker going. Any context.

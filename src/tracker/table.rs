@@ -55,7 +55,9 @@ pub(crate) fn mark_on_disk(disk: DiskId, span: Span<Sectors>) {
 
 impl Table {
     /// The table of these trackers; None if there are none. ENOMEM. May sleep.
-    pub(crate) fn of<'a>(trackers: impl Iterator<Item = &'a Arc<Tracker>>) -> Result<Option<KBox<Self>>> {
+    pub(crate) fn of<'a>(
+        trackers: impl Iterator<Item = &'a Arc<Tracker>>,
+    ) -> Result<Option<KBox<Self>>> {
         let mut entries: KVec<Entry> = KVec::new();
         for tracker in trackers {
             let entry = Entry {
@@ -64,9 +66,13 @@ impl Table {
                 tracker: tracker.clone(),
             };
             entries.reserve(1, GFP_KERNEL)?;
-            let before = |e: &Entry| (e.disk, u64::MAX - e.span.len()) <= (entry.disk, u64::MAX - entry.span.len());
+            let before = |e: &Entry| {
+                (e.disk, u64::MAX - e.span.len()) <= (entry.disk, u64::MAX - entry.span.len())
+            };
             let at = entries.iter().take_while(|e| before(e)).count();
-            entries.insert_within_capacity(at, entry).map_err(|_| ENOMEM)?;
+            entries
+                .insert_within_capacity(at, entry)
+                .map_err(|_| ENOMEM)?;
         }
         if entries.is_empty() {
             return Ok(None);

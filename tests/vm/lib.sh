@@ -317,7 +317,7 @@ finish() {
 	step "done"
 }
 
-# ---- the two parts that several tests share -------------------------------------------
+# ---- the parts that several tests share -------------------------------------------
 
 # raw_image DEV NAME STORE_SIZE [option of `stomp run`…]: the image of a raw device never changes,
 # whatever is written to the device. Needs store_on before.
@@ -365,6 +365,34 @@ raw_image() {
 	same_image "$T/$name.origin" "$IMAGE"
 	unsnap "$SNAP"
 	wait_for 5 test ! -e "$IMAGE" || fail "$IMAGE outlives its snapshot"
+}
+
+# changes_round DEV NAME: cut; compare with the cut before, whose digest is $T/old.digest and number $OLD
+changes_round() {
+	snap "$1" --no-freeze --store file:/mnt/store,size=28M
+	digest take "$IMAGE" "$T/new.digest"
+	bdj changes "$1" --since "$OLD" --generation "$GEN"
+	cp "$OUT" "$T/changes.json"
+	equal from "$(json from)" "$OLD"
+	equal to "$(json to)" "$NUM"
+	equal generation "$(json generation)" "$GEN"
+	digest changes "$T/old.digest" "$T/new.digest" "$T/changes.json" | sed "s/^/   $2: /"
+	# The image gives the same answer as its origin.
+	bdj changes "$IMAGE" --since "$OLD"
+	equal "extents by the image" "$(json extents)" "$(jsonget extents <"$T/changes.json")"
+	unsnap "$SNAP"
+	mv "$T/new.digest" "$T/old.digest"
+	OLD=$NUM
+}
+
+# changes_first DEV [BLOCK_SIZE]: a filled device, tracked, and the first cut
+changes_first() {
+	stomp fill "$1" --seq 1
+	bd track "$1" ${2:+--block-size "$2"}
+	snap "$1" --no-freeze --store file:/mnt/store,size=28M
+	digest take "$IMAGE" "$T/old.digest"
+	unsnap "$SNAP"
+	OLD=$NUM
 }
 
 # fs_image TYPE DEV SCRATCH: the image of a mounted file system, its store on that

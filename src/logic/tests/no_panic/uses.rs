@@ -8,7 +8,6 @@
 use bdsnap_logic::bits;
 use bdsnap_logic::cbt;
 use bdsnap_logic::extent;
-use bdsnap_logic::gate;
 use bdsnap_logic::granule;
 use bdsnap_logic::range;
 use bdsnap_logic::units::Blocks;
@@ -122,12 +121,4 @@ pub fn extent(
     let taken = cursor.take(pieces, d);
     let slot = cursor.used() ^ extent::total(pieces) ^ extent::Cursor::new().used();
     Ok(taken.or(extent::locate(pieces, slot, shift)))
-}
-
-#[inline(never)]
-pub fn gate(filesystems: usize, levels: usize, ok: bool) -> (gate::Step, gate::Step) {
-    let mut cut = gate::Cut::new(filesystems, levels);
-    let first = cut.step();
-    cut.done(ok);
-    (first, cut.done(!ok))
 }

@@ -127,6 +127,8 @@ struct Worker {
     buf: Buf,
     made: u64,
     id: usize,
+    /// Differs from run to run: no name is ever used twice in a tree.
+    tag: u64,
 }
 
 impl Worker {
@@ -192,7 +194,7 @@ impl Worker {
             }
             75..85 => {
                 self.made += 1;
-                let to = path.with_file_name(format!("r{}-{}", self.id, self.made));
+                let to = path.with_file_name(format!("r{}-{}-{}", self.tag, self.id, self.made));
                 at("rename", &path, fs::rename(&path, &to))?;
                 self.files[i] = to;
                 Ok(0)
@@ -205,7 +207,7 @@ impl Worker {
             _ => {
                 let len = self.rng.log_between(1, 256 << 10).min(room);
                 self.made += 1;
-                let new = path.with_file_name(format!("n{}-{}", self.id, self.made));
+                let new = path.with_file_name(format!("n{}-{}-{}", self.tag, self.id, self.made));
                 write_file(&new, len, &mut self.rng)?;
                 self.files.push(new);
                 Ok(len)
@@ -244,6 +246,7 @@ fn run(
                     buf: Buf::new(256 << 10),
                     made: 0,
                     id,
+                    tag: sys::realtime_ns(),
                 };
                 let (grown, ops) = (&grown, &ops);
                 scope.spawn(move || {
@@ -329,6 +332,7 @@ mod tests {
             buf: Buf::new(256 << 10),
             made: 0,
             id: 0,
+            tag: 0,
         };
         files_under(&dir, &mut w.files).expect("list");
         let before = w.files.len();
