@@ -63,11 +63,12 @@ enum bdsnap_cause {
 	BDSNAP_CAUSE_INTEGRITY = 4,	/* carries protection information */
 	BDSNAP_CAUSE_INLINE_CRYPTO = 5,	/* inline encryption in hardware */
 	BDSNAP_CAUSE_IMAGE = 6,		/* is itself an image of bdsnap */
-	BDSNAP_CAUSE_BLOCK_SIZE = 7,	/* logical blocks larger than the granule */
+	BDSNAP_CAUSE_BLOCK_SIZE = 7,	/* logical blocks larger than the granule; at a snapshot:
+					   the store's are larger than the origin's */
 	BDSNAP_CAUSE_EMPTY = 8,		/* no capacity: ENOMEDIUM */
 	BDSNAP_CAUSE_HOOK_BUSY = 9,	/* a livepatch or another hook holds submit_bio_noacct: EBUSY */
 	BDSNAP_CAUSE_HOOK_BLIND = 10,	/* this kernel's writes do not pass the hook */
-	BDSNAP_CAUSE_REQUEST_DM = 11,	/* a path held by request-based dm */
+	BDSNAP_CAUSE_REQUEST_DM = 11,	/* reserved: such paths are not detected yet */
 	/* at store creation */
 	BDSNAP_CAUSE_STORE_FS = 20,	/* file system not on the allow-list: EOPNOTSUPP */
 	BDSNAP_CAUSE_STORE_FILE = 21,	/* not a regular, writable file: EINVAL */

@@ -67,6 +67,16 @@ impl View {
     }
 }
 
+/// Where pages are put aside at the first mark after a cut.
+#[derive(Clone, Copy)]
+pub(crate) struct Aside<'a> {
+    /// The view of the newest version.
+    pub(crate) view: &'a View,
+    /// Whether it is still getting pages from a newer one that has gone: what the map is now may
+    /// be too new for it, and it rather says "changed".
+    pub(crate) settling: bool,
+}
+
 /// A copy of a page, if there is memory.
 fn copy(page: &BytePage, flags: kernel::alloc::Flags) -> Option<KBox<BytePage>> {
     let copy = slot::zeroed::<BytePage>(flags).ok()?;
@@ -126,10 +136,10 @@ impl Map {
         })
     }
 
-    /// Marks the blocks that `span` touches. `newest` is the view of the newest version alive,
-    /// None if there is none. Any context that may take memory with GFP_NOWAIT.
+    /// Marks the blocks that `span` touches. `aside`: the newest version's view, None if there is no
+    /// version. Any context that may take memory with GFP_NOWAIT.
     #[inline]
-    pub(crate) fn mark(&self, span: Span<Sectors>, newest: Option<&View>) {
+    pub(crate) fn mark(&self, span: Span<Sectors>, aside: Option<Aside<'_>>) {
         let blocks = span.outward::<Blocks>(self.shift);
         let code = cbt::code(self.mark.load(Ordering::Relaxed));
         let mut block = blocks.start();
@@ -137,14 +147,14 @@ impl Map {
         while block < end {
             let (page, first) = place(block);
             let n = (PAGE_BYTES - first).min(usize::try_from(end - block).unwrap_or(PAGE_BYTES));
-            self.mark_page(page, first, n, code, newest);
+            self.mark_page(page, first, n, code, aside);
             block += n as u64;
         }
     }
 
     /// Marks `n` bytes of a page from `first` on.
     #[inline]
-    fn mark_page(&self, page: usize, first: usize, n: usize, code: u8, newest: Option<&View>) {
+    fn mark_page(&self, page: usize, first: usize, n: usize, code: u8, aside: Option<Aside<'_>>) {
         let Some(bytes) = self.pages.get(page).and_then(|p| p.get(first..first + n)) else {
             return;
         };
@@ -152,12 +162,15 @@ impl Map {
         if bytes.iter().all(|b| b.load(Ordering::Relaxed) == code) {
             return;
         }
-        if let Some(slot) = newest.and_then(|v| v.pages.get(page)) {
+        if let Some((slot, settling)) =
+            aside.and_then(|a| Some((a.view.pages.get(page)?, a.settling)))
+        {
             if let Content::Empty = slot.content() {
                 // Nobody has marked this page since the cut, or they would have found the slot
                 // empty too. Of those who copy it now, one gets its copy in, and it made it
                 // before anybody could mark.
-                slot.put(self.pages.get(page).and_then(|p| copy(p, slot::NOWAIT)));
+                let now = self.pages.get(page).filter(|_| !settling);
+                slot.put(now.and_then(|p| copy(p, slot::NOWAIT)));
             }
         }
         for byte in bytes {

@@ -4,5 +4,6 @@
 
 mod map;
 
+pub(crate) use map::Aside;
 pub(crate) use map::Map;
 pub(crate) use map::View;

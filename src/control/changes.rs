@@ -30,7 +30,7 @@ fn named(state: &State, dev: Dev, live: bool) -> Result<(Arc<Tracker>, Option<Ar
         return Ok((tracker, None));
     }
     let (number, _) = tracker.map.numbers();
-    let newest = tracker.chain.lock().versions(None)?.pop_front();
+    let newest = tracker.lock_chain().versions(None)?.pop_front();
     Ok((tracker, newest.filter(|v| v.view.number() == number)))
 }
 
@@ -59,8 +59,11 @@ impl Registry {
         let (tracker, version) = named(&state, dev, live)?;
         let blocks = tracker.map.blocks();
         let first = a.first_block;
-        if first > blocks || (a.count == 0) != (a.buffer == 0) || (first == blocks && a.count > 0) {
+        if first > blocks || (first == blocks && a.count > 0) || (a.count == 0 && a.buffer != 0) {
             return Err(EINVAL);
+        }
+        if a.count > 0 && a.buffer == 0 {
+            return Err(EFAULT);
         }
         a.count = a.count.min(blocks - first);
         let (newest, oldest) = tracker.map.numbers();
@@ -76,7 +79,7 @@ impl Registry {
             abi::write_arg(arg, &a)?;
             return Err(ESTALE);
         }
-        let versions = tracker.chain.lock().versions(None)?;
+        let versions = tracker.lock_chain().versions(None)?;
         read_blocks(&tracker, version.as_deref(), &versions, &a)?;
         abi::write_arg(arg, &a)
     }

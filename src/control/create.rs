@@ -76,6 +76,8 @@ impl Registry {
         if a.flags != 0 || !granule_ok || !room_ok {
             return Err(EINVAL);
         }
+        // A caller that can't be told gets nothing.
+        abi::write_arg(arg, &a)?;
         let mut state = self.state.lock();
         let shift = granule.trailing_zeros() - SECTOR_SHIFT;
         a.cause = 0;
@@ -118,7 +120,11 @@ impl Registry {
         let mut devices =
             abi::read_array::<abi::bdsnap_snapshot_device>(a.devices, a.device_count as usize)?;
         let fds = abi::read_array::<i32>(a.freeze_fds, a.freeze_count as usize)?;
+        // A caller that can't be told gets nothing.
+        abi::write_arg(arg, &a)?;
+        abi::write_array(a.devices, &devices)?;
         let mut state = self.state.lock();
+        state.reap();
         (a.cause, a.fail_index) = (0, 0);
         let result = self.create(&mut state, session, &mut a, &mut devices, &fds);
         if let Err(refused) = &result {
@@ -162,19 +168,12 @@ impl Registry {
         state.snapshots.reserve(1, GFP_KERNEL)?;
         let id = abi::random_uuid();
         let trackers = self.origins(state, devices)?;
-        let freezer = Freezer::new(file_systems(fds)?)?;
-        self.make_room(state, &store)?;
-        let mut candidates = KVec::with_capacity(trackers.len(), GFP_KERNEL)?;
-        for (index, tracker) in trackers.iter().enumerate() {
-            let candidate = prepare(state, tracker, &store).map_err(|r| r.of(index))?;
-            candidates.push(candidate, GFP_KERNEL)?;
-        }
-        let times = self.cut(a, &mut candidates, &freezer);
-        let times = match times {
-            Ok(times) => times,
+        let made = self.create_of(state, a, &trackers, fds, &store);
+        let (candidates, times) = match made {
+            Ok(made) => made,
             Err(refused) => {
-                for candidate in candidates.iter() {
-                    candidate.tracker.chain.lock().shrink();
+                for tracker in trackers.iter() {
+                    tracker.lock_chain().shrink();
                 }
                 return Err(refused);
             }
@@ -207,6 +206,26 @@ impl Registry {
         Ok(())
     }
 
+    /// Makes versions of all origins, and the cut.
+    fn create_of(
+        &self,
+        state: &State,
+        a: &abi::bdsnap_snapshot_create,
+        trackers: &[Arc<Tracker>],
+        fds: &[i32],
+        store: &Arc<Store>,
+    ) -> Result<(KVec<Candidate>, Times), Refused> {
+        let freezer = Freezer::new(file_systems(fds)?, copies(trackers)?)?;
+        self.make_room(state, store)?;
+        let mut candidates = KVec::with_capacity(trackers.len(), GFP_KERNEL)?;
+        for (index, tracker) in trackers.iter().enumerate() {
+            let candidate = prepare(state, tracker, store).map_err(|r| r.of(index))?;
+            candidates.push(candidate, GFP_KERNEL)?;
+        }
+        let times = self.cut(a, &mut candidates, &freezer)?;
+        Ok((candidates, times))
+    }
+
     /// The trackers of the devices named, each once, each sound.
     fn origins(
         &self,
@@ -224,17 +243,25 @@ impl Registry {
             if trackers.iter().any(|t| Arc::ptr_eq(t, &tracker)) {
                 return Err(Refused::from(EEXIST).of(index));
             }
+            if state.has_strays(dev) {
+                let cause = abi::BDSNAP_CAUSE_DRAIN_TIMEOUT;
+                return Err(Refused::new(EBUSY, cause).of(index));
+            }
             if !tracker.device.is_live() {
                 let cause = abi::BDSNAP_CAUSE_ORIGIN_GONE;
                 return Err(Refused::new(ENODEV, cause).of(index));
             }
-            let versions = tracker.chain.lock().len();
+            let versions = tracker.lock_chain().len();
             if tracker.is_resized() {
                 if versions > 0 {
                     let cause = abi::BDSNAP_CAUSE_RESIZED;
                     return Err(Refused::new(EBUSY, cause).of(index));
                 }
                 tracker = self.renew(state, &tracker).map_err(|r| r.of(index))?;
+                if state.has_strays(dev) {
+                    let cause = abi::BDSNAP_CAUSE_DRAIN_TIMEOUT;
+                    return Err(Refused::new(EBUSY, cause).of(index));
+                }
             }
             if versions >= abi::BDSNAP_MAX_VERSIONS as usize {
                 return Err(Refused::from(ENOSPC).of(index));
@@ -246,14 +273,14 @@ impl Registry {
 
     /// Before anything is written to a store: what older versions still need of its blocks is
     /// copied elsewhere. They may be blocks of a file that has been deleted since.
-    fn make_room(&self, state: &State, store: &Store) -> Result {
+    fn make_room(&self, state: &State, store: &Store) -> Result<(), Refused> {
         for tracker in state.trackers.iter().filter(|t| t.disk() == store.disk()) {
-            if tracker.chain.lock().len() == 0 {
+            if tracker.lock_chain().len() == 0 {
                 continue;
             }
             for span in store.on_disk() {
                 if let Some(part) = range::in_origin(span, tracker.span()) {
-                    cow::settle(tracker, part);
+                    cow::settle(tracker, part)?;
                 }
             }
         }
@@ -261,26 +288,25 @@ impl Registry {
     }
 
     /// Freezes, closes and drains the gates, switches, opens and thaws. Whatever fails, all is
-    /// taken back: the guards see to it.
+    /// taken back: the guards see to it. From the first freeze on nothing is allocated that could
+    /// wait for what is frozen.
     fn cut(
         &self,
         a: &abi::bdsnap_snapshot_create,
         candidates: &mut [Candidate],
         freezer: &Arc<Freezer>,
     ) -> Result<Times, Refused> {
-        for candidate in candidates.iter() {
-            // What users of the bare device have written.
-            candidate.tracker.device.sync()?;
-        }
-        let frozen_at = time::monotonic_ns();
-        let frozen = freezer.frozen(self, Deadline::after_ms(limit(a.freeze_timeout_ms)?))?;
+        let mut plan = Plan::new(candidates)?;
+        let _noio = noio::Scope::enter();
+        let frozen = freezer.frozen(self, limit(a.freeze_timeout_ms)?)?;
+        let frozen_at = frozen.since();
         // Gates must open before file systems thaw, which may want to write.
-        let switched = close_and_switch(candidates, &frozen, limit(a.drain_timeout_ms)?);
+        let switched = plan.close_and_switch(candidates, &frozen, limit(a.drain_timeout_ms)?);
         drop(frozen);
-        let (mut times, retired) = switched?;
+        let mut times = switched?;
         times.freeze_ns = time::monotonic_ns().saturating_sub(frozen_at);
         // Waits for RCU.
-        drop(retired);
+        drop(plan);
         Ok(times)
     }
 
@@ -316,14 +342,22 @@ pub(super) fn copy_name<T: From<u8>>(to: &mut [T], from: &[u8]) {
     }
 }
 
-/// The file systems of these descriptors, each once. EBADF, with the index.
+/// The file systems of these descriptors. One may be there twice: freezes nest. EBADF, with the
+/// index.
 fn file_systems(fds: &[i32]) -> Result<KVec<FileSystem>, Refused> {
     let mut list: KVec<FileSystem> = KVec::with_capacity(fds.len(), GFP_KERNEL)?;
     for (index, fd) in fds.iter().enumerate() {
         let fs = FileSystem::get(*fd).map_err(|e| Refused::from(e).of(index))?;
-        if !list.iter().any(|f| f.is(&fs)) {
-            list.push(fs, GFP_KERNEL)?;
-        }
+        list.push(fs, GFP_KERNEL)?;
+    }
+    Ok(list)
+}
+
+/// A copy of a list.
+fn copies(trackers: &[Arc<Tracker>]) -> Result<KVec<Arc<Tracker>>> {
+    let mut list = KVec::with_capacity(trackers.len(), GFP_KERNEL)?;
+    for tracker in trackers {
+        list.push(tracker.clone(), GFP_KERNEL)?;
     }
     Ok(list)
 }
@@ -349,7 +383,9 @@ fn prepare(
     tracker: &Arc<Tracker>,
     store: &Arc<Store>,
 ) -> Result<Candidate, Refused> {
-    if tracker.device.logical_block() > 1 << (store.shift() + SECTOR_SHIFT) {
+    let logical = tracker.device.logical_block();
+    // The last granule may be short, and images are read in the origin's blocks.
+    if logical > 1 << (store.shift() + SECTOR_SHIFT) || store.device().logical_block() > logical {
         return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_BLOCK_SIZE));
     }
     tracker.map.age_if_due();
@@ -364,7 +400,7 @@ fn prepare(
         }
     }
     let version = Arc::new(version, GFP_KERNEL)?;
-    let mut chain = tracker.chain.lock();
+    let mut chain = tracker.lock_chain();
     let reserved = chain.reserve();
     let list = chain.versions(None);
     drop(chain);
@@ -375,72 +411,123 @@ fn prepare(
     Ok(Candidate {
         tracker: tracker.clone(),
         version,
-        list: Some(KBox::new(Versions(list), GFP_KERNEL)?),
+        list: Some(KBox::new(Versions::new(list, false), GFP_KERNEL)?),
     })
 }
 
 /// Gates that are closed, until dropped: opened from the last to the first.
-struct Gates<'a>(&'a [Candidate], usize);
+struct Gates<'a> {
+    /// The origins.
+    candidates: &'a [Candidate],
+    /// Those that are closed, in that order.
+    closed: &'a [usize],
+}
 
 impl Drop for Gates<'_> {
     fn drop(&mut self) {
-        for candidate in self.0.iter().take(self.1).rev() {
+        for candidate in self
+            .closed
+            .iter()
+            .rev()
+            .filter_map(|i| self.candidates.get(*i))
+        {
             candidate.tracker.open_gate();
         }
     }
 }
 
-/// What the switch leaves to be freed once all runs again.
-type Leftovers = KVec<Retired<Versions>>;
+/// What a cut needs, allocated before it.
+struct Plan {
+    /// The order in which gates close: the caller's, but where origins overlap, in the order in
+    /// which a bio meets them. (Else it would wait at the second, counted by the first.)
+    order: KVec<usize>,
+    /// The lists that will be in force.
+    lists: KVec<Option<KBox<Versions>>>,
+    /// The lists that were: to be freed once all runs again.
+    retired: KVec<Retired<Versions>>,
+}
 
-/// Closes and drains the gates in order, and makes the switch. Nothing here depends on the size of
-/// a device, allocates, or touches user memory.
-fn close_and_switch(
-    candidates: &mut [Candidate],
-    frozen: &Frozen,
-    drain_ms: u32,
-) -> Result<(Times, Leftovers), Refused> {
-    let mut leftovers = KVec::with_capacity(candidates.len(), GFP_KERNEL)?;
-    let mut lists = KVec::with_capacity(candidates.len(), GFP_KERNEL)?;
-    for candidate in candidates.iter_mut() {
-        lists.push(candidate.list.take(), GFP_KERNEL)?;
-    }
-    let _noio = noio::Scope::enter();
-    let closed_at = time::monotonic_ns();
-    let deadline = Deadline::after_ms(drain_ms);
-    let mut gates = Gates(candidates, 0);
-    for (index, candidate) in candidates.iter().enumerate() {
-        candidate.tracker.inflight.close();
-        gates.1 = index + 1;
-        // The next one is closed only when nothing of this one's is left: what is let go here may
-        // still have to pass there.
-        if !deadline.wait_until(|| candidate.tracker.inflight.is_drained()) {
-            let cause = abi::BDSNAP_CAUSE_DRAIN_TIMEOUT;
-            return Err(Refused::new(ETIMEDOUT, cause).of(index));
+impl Plan {
+    /// For these origins. ENOMEM.
+    fn new(candidates: &mut [Candidate]) -> Result<Self> {
+        let n = candidates.len();
+        let mut plan = Self {
+            order: KVec::with_capacity(n, GFP_KERNEL)?,
+            lists: KVec::with_capacity(n, GFP_KERNEL)?,
+            retired: KVec::with_capacity(n, GFP_KERNEL)?,
+        };
+        for (index, candidate) in candidates.iter_mut().enumerate() {
+            plan.lists.push(candidate.list.take(), GFP_KERNEL)?;
+            plan.order.push(index, GFP_KERNEL)?;
         }
+        let met_later = |a: usize, b: usize| match (candidates.get(a), candidates.get(b)) {
+            (Some(a), Some(b)) => {
+                a.tracker.disk() == b.tracker.disk() && a.tracker.sectors() < b.tracker.sectors()
+            }
+            _ => false,
+        };
+        let order = plan.order.as_mut_slice();
+        for i in 0..n {
+            for j in i + 1..n {
+                if let (Some(&a), Some(&b)) = (order.get(i), order.get(j)) {
+                    if met_later(a, b) {
+                        order.swap(i, j);
+                    }
+                }
+            }
+        }
+        Ok(plan)
     }
-    if let Some(index) = frozen.first_thawed() {
-        return Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_UNFROZEN).of(index));
+
+    /// Closes and drains the gates in order, and makes the switch. Nothing here depends on the size
+    /// of a device, allocates, or touches user memory.
+    fn close_and_switch(
+        &mut self,
+        candidates: &[Candidate],
+        frozen: &Frozen,
+        drain_ms: u32,
+    ) -> Result<Times, Refused> {
+        let closed_at = time::monotonic_ns();
+        let deadline = Deadline::after_ms(drain_ms);
+        let mut gates = Gates {
+            candidates,
+            closed: &[],
+        };
+        for (n, &index) in self.order.iter().enumerate() {
+            let Some(candidate) = candidates.get(index) else {
+                continue;
+            };
+            candidate.tracker.inflight.close();
+            gates.closed = self.order.get(..=n).unwrap_or_default();
+            // The next one is closed only when nothing of this one's is left: what is let go here
+            // may still have to pass there.
+            if !deadline.wait_until(|| candidate.tracker.inflight.is_drained()) {
+                let cause = abi::BDSNAP_CAUSE_DRAIN_TIMEOUT;
+                return Err(Refused::new(ETIMEDOUT, cause).of(index));
+            }
+        }
+        if let Some(index) = frozen.first_thawed() {
+            return Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_UNFROZEN).of(index));
+        }
+        let mut times = Times {
+            created_ns: time::realtime_ns(),
+            ..Times::default()
+        };
+        for (candidate, list) in candidates.iter().zip(self.lists.drain_all()) {
+            let tracker = &candidate.tracker;
+            // Neither can fail: there is room for the version, and the map was made ready.
+            tracker.lock_chain().push(candidate.version.clone())?;
+            tracker.map.cut()?;
+            let _ = self
+                .retired
+                .push_within_capacity(tracker.versions.swap(list));
+        }
+        drop(gates);
+        times.gate_ns = time::monotonic_ns().saturating_sub(closed_at);
+        for candidate in candidates.iter() {
+            let number = candidate.version.view.number();
+            trace::cut(candidate.tracker.dev(), number, times.gate_ns);
+        }
+        Ok(times)
     }
-    let mut times = Times {
-        created_ns: time::realtime_ns(),
-        ..Times::default()
-    };
-    for (candidate, list) in candidates.iter().zip(lists.drain_all()) {
-        let tracker = &candidate.tracker;
-        // Neither can fail: there is room for the version, and the map was made ready.
-        tracker.chain.lock().push(candidate.version.clone())?;
-        tracker.map.cut()?;
-        let _ = leftovers.push_within_capacity(tracker.versions.swap(list));
-    }
-    drop(gates);
-    times.gate_ns = time::monotonic_ns().saturating_sub(closed_at);
-    for candidate in candidates.iter() {
-        trace::cut(
-            candidate.tracker.dev(),
-            candidate.version.view.number(),
-            times.gate_ns,
-        );
-    }
-    Ok((times, leftovers))
 }

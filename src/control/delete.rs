@@ -69,6 +69,8 @@ pub(super) fn dissolve(snapshot: Snapshot) {
         drop(image);
         cow::remove(&tracker, &version);
     }
+    // Others may still use slots of it, but new images show again what is there.
+    store.mark_changed();
     drop(store);
 }
 
@@ -85,16 +87,13 @@ pub(super) fn delete_of(state: &mut State, tracker: &Arc<Tracker>) -> Result {
 /// A file of the control device was closed: what it made and didn't keep goes.
 pub(super) fn end_session(registry: &Registry, session: u64) {
     let mut state = registry.state.lock();
-    let mut place = 0;
-    while let Some(snapshot) = state.snapshots.get_mut(place) {
-        if snapshot.owner != Some(session) {
-            place += 1;
-        } else if delete(&mut state, place, false).is_err() {
-            // Somebody uses an image: it is for him to delete now.
-            if let Some(snapshot) = state.snapshots.get_mut(place) {
-                snapshot.owner = None;
-            }
-        }
+    while let Some(place) = state
+        .snapshots
+        .iter()
+        .position(|s| s.owner == Some(session))
+    {
+        // Whoever reads an image gets EIO.
+        let _ = delete(&mut state, place, true);
     }
     state.spares.retain(|s| s.owner != session);
 }

@@ -87,7 +87,7 @@ fn origin(tracker: &Tracker) -> abi::bdsnap_origin_info {
         generation: tracker.generation,
         number,
         oldest,
-        snapshots: tracker.chain.lock().len() as u32,
+        snapshots: tracker.lock_chain().len() as u32,
         bytes_copied: copied,
         writes_parked: parked,
         ..Default::default()

@@ -67,6 +67,8 @@ struct State {
     trackers: KVec<Arc<Tracker>>,
     /// The snapshots, oldest first.
     snapshots: KVec<Snapshot>,
+    /// Trackers that were replaced while writes that they counted were in flight.
+    dying: KVec<Arc<Tracker>>,
     /// Stores without a snapshot.
     spares: KVec<Spare>,
     /// The next handle of a store.
@@ -76,7 +78,7 @@ struct State {
 }
 
 /// The registry: one lock around all that ioctls do.
-#[pin_data]
+#[pin_data(PinnedDrop)]
 pub(crate) struct Registry {
     /// The objects.
     #[pin]
@@ -87,6 +89,14 @@ pub(crate) struct Registry {
     freezing: OwnedQueue,
     /// The next session's number.
     next_session: AtomicU64,
+}
+
+#[pinned_drop]
+impl PinnedDrop for Registry {
+    fn drop(self: Pin<&mut Self>) {
+        // The last steps of works of trackers that are gone: they hold references to the queue.
+        self.queue.flush();
+    }
 }
 
 /// The registry, while the module is loaded.
@@ -101,6 +111,7 @@ pub(crate) fn start() -> Result<GlobalGuard<Registry>> {
             state <- new_mutex!(State {
                 trackers: KVec::new(),
                 snapshots: KVec::new(),
+                dying: KVec::new(),
                 spares: KVec::new(),
                 next_handle: 1,
                 hooked: None,
@@ -118,6 +129,19 @@ impl State {
     /// The tracker of a device.
     fn tracker(&self, dev: Dev) -> Option<&Arc<Tracker>> {
         self.trackers.iter().find(|t| t.dev() == dev)
+    }
+
+    /// Lets trackers go whose writes have all completed, and with the last one the hook.
+    fn reap(&mut self) {
+        self.dying.retain(|t| !t.inflight.is_drained());
+        if self.trackers.is_empty() && self.dying.is_empty() {
+            self.hooked = None;
+        }
+    }
+
+    /// Whether writes to a device are in flight that its tracker doesn't count.
+    fn has_strays(&self, dev: Dev) -> bool {
+        self.dying.iter().any(|t| t.dev() == dev)
     }
 
     /// The image with a device number.

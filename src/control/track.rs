@@ -50,7 +50,10 @@ impl Registry {
             return Err(EINVAL);
         }
         let dev = Dev::new(a.major, a.minor)?;
+        // A caller that can't be told gets nothing.
+        abi::write_arg(arg, &a)?;
         let mut state = self.state.lock();
+        state.reap();
         a.cause = 0;
         let result = self.track_device(&mut state, dev, a.block_size);
         match &result {
@@ -120,13 +123,17 @@ impl Registry {
     ) -> Result<Arc<Tracker>, Refused> {
         let tracker = Tracker::new(device, shift, self.queue.clone())?;
         state.trackers.push(tracker.clone(), GFP_KERNEL)?;
-        match publish(state) {
-            Ok(()) => Ok(tracker),
-            Err(e) => {
-                let _ = state.trackers.pop();
-                Err(e.into())
-            }
+        if let Err(e) = publish(state) {
+            let _ = state.trackers.pop();
+            return Err(e.into());
         }
+        // Writes that were on their way before the hook saw this origin.
+        let settled = tracker.device.settle(abi::BDSNAP_TIMEOUT_DEFAULT_MS);
+        if settled.is_err() {
+            self.forget(state, &tracker)?;
+            return Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_DRAIN_TIMEOUT));
+        }
+        Ok(tracker)
     }
 
     /// Starts a new generation of an origin that has no versions: after its size has changed.
@@ -139,12 +146,17 @@ impl Registry {
         check(&device)?;
         let shift = old.map.shift();
         let new = Tracker::new(device, shift, self.queue.clone())?;
+        state.dying.reserve(1, GFP_KERNEL)?;
         let Some(place) = state.trackers.iter_mut().find(|t| Arc::ptr_eq(t, old)) else {
             return Err(ENOENT.into());
         };
         *place = new.clone();
         match publish(state) {
-            Ok(()) => Ok(new),
+            Ok(()) => {
+                let _ = state.dying.push_within_capacity(old.clone());
+                state.reap();
+                Ok(new)
+            }
             Err(e) => {
                 if let Some(place) = state.trackers.iter_mut().find(|t| Arc::ptr_eq(t, &new)) {
                     *place = old.clone();
@@ -162,6 +174,7 @@ impl Registry {
         }
         let dev = Dev::new(a.major, a.minor)?;
         let mut state = self.state.lock();
+        state.reap();
         let tracker = state.tracker(dev).ok_or(ENOENT)?.clone();
         if a.flags & abi::BDSNAP_UNTRACK_FORCE != 0 {
             delete::delete_of(&mut state, &tracker)?;
@@ -171,7 +184,7 @@ impl Registry {
 
     /// Takes a tracker out of the table. EBUSY: it has versions, or writes in flight don't end.
     fn forget(&self, state: &mut State, tracker: &Arc<Tracker>) -> Result {
-        if tracker.chain.lock().len() > 0 {
+        if tracker.lock_chain().len() > 0 {
             return Err(EBUSY);
         }
         let place = state
@@ -179,19 +192,21 @@ impl Registry {
             .iter()
             .position(|t| Arc::ptr_eq(t, tracker))
             .ok_or(ENOENT)?;
+        // For it, and for the one that may follow it.
+        state.dying.reserve(2, GFP_KERNEL)?;
         let table = Table::of(state.trackers.iter().filter(|t| !Arc::ptr_eq(t, tracker)))?;
         // From here on no new write is counted.
         drop(tracker::set_table(table));
         let deadline = Deadline::after_ms(abi::BDSNAP_TIMEOUT_DEFAULT_MS);
-        if !deadline.wait_until(|| tracker.inflight.is_drained()) {
-            // Writes have come that it doesn't know of: another life begins.
-            self.renew(state, &tracker.clone()).map_err(|r| r.error)?;
+        let drained = deadline.wait_until(|| tracker.inflight.is_drained());
+        // Writes have come that it doesn't know of: if it can't go, another life begins.
+        if !drained && self.renew(state, &tracker.clone()).is_ok() {
             return Err(EBUSY);
         }
-        let _ = state.trackers.remove(place);
-        if state.trackers.is_empty() {
-            state.hooked = None;
+        if let (Ok(old), false) = (state.trackers.remove(place), drained) {
+            let _ = state.dying.push_within_capacity(old);
         }
+        state.reap();
         Ok(())
     }
 }

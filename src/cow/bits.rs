@@ -72,6 +72,21 @@ impl Bits {
         Ok(())
     }
 
+    /// The same, with leaves from a stock. ENOMEM: it is out. Any context.
+    pub(crate) fn ensure_from(
+        &self,
+        span: Span<Granules>,
+        stock: &mut KVec<KBox<BitPage>>,
+    ) -> Result {
+        for part in parts(span) {
+            let leaf = self.leaves.get(part.leaf).ok_or(EINVAL)?;
+            if leaf.get().is_none() {
+                leaf.put(Some(stock.pop().ok_or(ENOMEM)?));
+            }
+        }
+        Ok(())
+    }
+
     /// Sets the bits of `span`, where their leaves are there. What was written before is seen by
     /// those who see the bits.
     pub(crate) fn set(&self, span: Span<Granules>) {

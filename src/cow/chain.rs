@@ -6,6 +6,8 @@ use super::version::Version;
 use crate::kapi::abi;
 use crate::kapi::inflight::HeldList;
 use crate::kapi::run::Run;
+use crate::kapi::slot;
+use crate::kapi::slot::BitPage;
 use crate::store::Store;
 use crate::tracker::Tracker;
 use bdsnap_logic::granule;
@@ -16,8 +18,10 @@ use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Span;
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
+use kernel::alloc::Flags;
 use kernel::prelude::*;
 use kernel::rbtree::RBTree;
+use kernel::rbtree::RBTreeNodeReservation;
 use kernel::sync::Arc;
 
 /// Where the data of an extent is.
@@ -113,17 +117,26 @@ impl Link {
         }
     }
 
-    /// Records where the data of `span` is. ENOMEM. May sleep.
-    pub(super) fn insert(&mut self, span: Span<Granules>, place: Place) -> Result {
-        if span.is_empty() {
-            return Ok(());
-        }
+    /// Records where the data of `span`, which isn't empty, is.
+    fn record(
+        &mut self,
+        node: RBTreeNodeReservation<u64, Extent>,
+        span: Span<Granules>,
+        place: Place,
+    ) {
         let extent = Extent {
             first: span.start(),
             place,
         };
-        self.extents
-            .try_create_and_insert(span.end() - 1, extent, GFP_KERNEL)?;
+        self.extents.insert(node.into_node(span.end() - 1, extent));
+    }
+
+    /// The same, with new memory. ENOMEM. May sleep.
+    pub(super) fn insert(&mut self, span: Span<Granules>, place: Place) -> Result {
+        if span.is_empty() {
+            return Ok(());
+        }
+        self.record(RBTreeNodeReservation::new(GFP_KERNEL)?, span, place);
         Ok(())
     }
 }
@@ -188,6 +201,8 @@ pub(super) struct Pool {
     large: KVec<Arc<Run<Tracker>>>,
     /// What each run is doing, by index.
     pub(super) jobs: KVec<Option<Job>>,
+    /// What copies are recorded with.
+    stock: Stock,
 }
 
 impl Pool {
@@ -197,7 +212,9 @@ impl Pool {
             small: KVec::with_capacity(SMALL_RUNS, GFP_KERNEL)?,
             large: KVec::with_capacity(LARGE_RUNS, GFP_KERNEL)?,
             jobs: KVec::with_capacity(SMALL_RUNS + LARGE_RUNS, GFP_KERNEL)?,
+            stock: Stock::new()?,
         };
+        pool.stock.fill(GFP_KERNEL)?;
         for index in 0..SMALL_RUNS + LARGE_RUNS {
             let (list, pages) = if index < SMALL_RUNS {
                 (&mut pool.small, SMALL_PAGES)
@@ -241,6 +258,43 @@ pub(super) struct Start {
     pub(super) io: crate::kapi::run::Io,
 }
 
+/// Memory for what has to be recorded of copies, so that the copying never waits for memory: it may
+/// be writes held by it that would free some. Filled up whenever there is some at hand.
+pub(super) struct Stock {
+    /// Nodes of trees.
+    nodes: KVec<RBTreeNodeReservation<u64, Extent>>,
+    /// Leaves of bitmaps.
+    leaves: KVec<KBox<BitPage>>,
+}
+
+/// Nodes in stock: one for each run.
+const STOCK_NODES: usize = SMALL_RUNS + LARGE_RUNS;
+/// Leaves in stock.
+const STOCK_LEAVES: usize = 64;
+
+impl Stock {
+    /// An empty one. ENOMEM. May sleep.
+    fn new() -> Result<Self> {
+        Ok(Self {
+            nodes: KVec::with_capacity(STOCK_NODES, GFP_KERNEL)?,
+            leaves: KVec::with_capacity(STOCK_LEAVES, GFP_KERNEL)?,
+        })
+    }
+
+    /// Fills it up, as far as there is memory.
+    fn fill(&mut self, flags: Flags) -> Result {
+        while self.nodes.len() < STOCK_NODES {
+            let node = RBTreeNodeReservation::new(flags)?;
+            self.nodes.push_within_capacity(node).map_err(|_| ENOMEM)?;
+        }
+        while self.leaves.len() < STOCK_LEAVES {
+            let leaf = slot::zeroed(flags)?;
+            self.leaves.push_within_capacity(leaf).map_err(|_| ENOMEM)?;
+        }
+        Ok(())
+    }
+}
+
 /// What came of an attempt to copy.
 enum Attempt {
     /// It has begun, up to this granule.
@@ -281,10 +335,18 @@ impl Chain {
     pub(crate) fn reserve(&mut self) -> Result {
         self.links.reserve(1, GFP_KERNEL)?;
         if self.pool.is_none() {
-            self.pool = Some(Pool::new()?);
             self.starts.reserve(SMALL_RUNS + LARGE_RUNS, GFP_KERNEL)?;
+            self.pool = Some(Pool::new()?);
         }
         Ok(())
+    }
+
+    /// Fills up what copies are recorded with, if there is memory at hand.
+    pub(super) fn restock(&mut self) {
+        if let Some(pool) = self.pool.as_mut() {
+            // Else the next round, or the reserve has to do.
+            let _ = pool.stock.fill(slot::NOWAIT);
+        }
     }
 
     /// Frees what [`Chain::reserve`] took, if there is no version.
@@ -389,8 +451,9 @@ impl Chain {
         };
         let span = Span::of_len(from, len).unwrap_or(Span::EMPTY);
         let recorded = version
-            .ensure(span)
-            .and_then(|()| link.insert(span, Place::Reading));
+            .ensure_from(span, &mut pool.stock.leaves)
+            .and_then(|()| pool.stock.nodes.pop().ok_or(ENOMEM))
+            .map(|node| link.record(node, span, Place::Reading));
         let Some(job) = pool.jobs.get_mut(run.index()).filter(|_| recorded.is_ok()) else {
             pool.give(run);
             version.fail(abi::BDSNAP_CAUSE_NO_MEMORY);

@@ -7,7 +7,6 @@ use super::chain::Link;
 use super::chain::Place;
 use super::version::Version;
 use super::version::Versions;
-use crate::kapi::noio;
 use crate::kapi::time;
 use crate::tracker::Tracker;
 use bdsnap_logic::granule;
@@ -17,23 +16,29 @@ use bdsnap_logic::units::Span;
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
+use kernel::sync::rcu;
 use kernel::sync::Arc;
 
 /// Takes a version out of its origin's chain. Its image is gone already. Waits for copies on their
 /// way, for RCU, and sleeps. Under the registry's lock, so the list changes under nobody else.
 pub(crate) fn remove(tracker: &Arc<Tracker>, version: &Arc<Version>) {
     version.close();
-    while version.jobs.load(Ordering::Acquire) > 0 {
+    // Copies are begun under the lock, for versions that live: seen there, zero stays zero.
+    let mut chain = loop {
+        let chain = tracker.lock_chain();
+        if version.jobs.load(Ordering::Acquire) == 0 {
+            break chain;
+        }
+        drop(chain);
         tracker.kick();
         time::sleep_us(200);
-    }
-    let noio = noio::Scope::enter();
-    let mut chain = tracker.chain.lock();
+    };
+    let newest = chain.is_newest(version);
     chain.hand_down(version);
     let list = loop {
         match chain.versions(Some(version)) {
             Ok(list) if list.is_empty() => break Some(None),
-            Ok(list) => match KBox::new(Versions(list), GFP_KERNEL) {
+            Ok(list) => match KBox::new(Versions::new(list, newest), GFP_KERNEL) {
                 Ok(list) => break Some(Some(list)),
                 Err(_) => time::sleep_us(1000),
             },
@@ -43,14 +48,18 @@ pub(crate) fn remove(tracker: &Arc<Tracker>, version: &Arc<Version>) {
     let retired = list.map(|list| tracker.versions.swap(list));
     let gone = chain.unlink(version);
     drop(chain);
-    drop(noio);
     // Waits for hooks and completions that still look at the old list.
     drop(retired);
     if let Some(older) = gone.older {
         // Marks that came between the first look and the new list.
         older.view.inherit(&version.view);
     }
-    tracker.chain.lock().shrink();
+    let guard = rcu::read_lock();
+    if let Some(versions) = tracker.versions.read(&guard) {
+        versions.settled();
+    }
+    drop(guard);
+    tracker.lock_chain().shrink();
     tracker.kick();
 }
 
@@ -124,6 +133,13 @@ impl Chain {
                 at = upto;
             }
         }
+    }
+
+    /// Whether a version is the newest.
+    fn is_newest(&self, version: &Version) -> bool {
+        self.links
+            .first()
+            .is_some_and(|l| core::ptr::eq(&*l.version, version))
     }
 
     /// Takes a version out.

@@ -3,8 +3,10 @@
 //! A version: what one snapshot keeps of one origin.
 
 use super::bits::Bits;
+use crate::cbt::Aside;
 use crate::cbt::View;
 use crate::kapi::abi;
+use crate::kapi::slot::BitPage;
 use crate::store::Store;
 use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Sectors;
@@ -147,6 +149,16 @@ impl Version {
         self.data.ensure(span)
     }
 
+    /// The same, with memory from a stock. ENOMEM: it is out. Any context.
+    pub(super) fn ensure_from(
+        &self,
+        span: Span<Granules>,
+        stock: &mut KVec<KBox<BitPage>>,
+    ) -> Result {
+        self.kept.ensure_from(span, stock)?;
+        self.data.ensure_from(span, stock)
+    }
+
     /// Its data for `span` is in memory (or `lost`): writes may pass. The caller has recorded
     /// where it is.
     pub(super) fn keep(&self, span: Span<Granules>, lost: bool) {
@@ -191,14 +203,33 @@ impl Version {
 }
 
 /// The versions of an origin, newest first: what the hook reads under RCU.
-pub(crate) struct Versions(pub(crate) KVec<Arc<Version>>);
+pub(crate) struct Versions {
+    /// The versions.
+    list: KVec<Arc<Version>>,
+    /// Whether the newest has become so by the end of a newer one whose pages it is still getting:
+    /// until then it can't make copies of its own, which might be too new.
+    settling: AtomicBool,
+}
 
 impl Versions {
+    /// Of a list, newest first.
+    pub(crate) fn new(list: KVec<Arc<Version>>, settling: bool) -> Self {
+        Self {
+            list,
+            settling: AtomicBool::new(settling),
+        }
+    }
+
+    /// The newest has all that it gets.
+    pub(super) fn settled(&self) {
+        self.settling.store(false, Ordering::Release);
+    }
+
     /// Whether a write to these sectors must be looked at by the worker, because some live version
     /// may need some of its granules. Any context; never says no where the answer is yes.
     #[inline]
     pub(crate) fn may_need(&self, span: Span<Sectors>) -> bool {
-        for version in self.0.iter() {
+        for version in self.list.iter() {
             let granules = span.outward::<Granules>(version.shift());
             if version.data.all(granules) {
                 // Older ones find their data there.
@@ -211,17 +242,20 @@ impl Versions {
         false
     }
 
-    /// The view of the newest version.
+    /// Where pages of the map are put aside.
     #[inline]
-    pub(crate) fn newest_view(&self) -> Option<&View> {
-        self.0.first().map(|v| &v.view)
+    pub(crate) fn aside(&self) -> Option<Aside<'_>> {
+        Some(Aside {
+            view: &self.list.first()?.view,
+            settling: self.settling.load(Ordering::Acquire),
+        })
     }
 
     /// Whether one of the versions from `own` to the newest has data of any of these granules, so
     /// that what was read from the origin may be too new. A `own` that isn't among them: yes.
     /// Any context.
     pub(crate) fn superseded(&self, own: &Version, span: Span<Granules>) -> bool {
-        for version in self.0.iter() {
+        for version in self.list.iter() {
             if version.has_data_of(span) {
                 return true;
             }

@@ -18,7 +18,8 @@ use crate::kapi::run;
 use crate::kapi::run::Direction;
 use crate::kapi::run::Io;
 use crate::kapi::run::Run;
-use crate::kapi::time;
+use crate::kapi::slot;
+use crate::kapi::time::Deadline;
 use crate::kapi::trace;
 use crate::tracker::Tracker;
 use bdsnap_logic::units::Granules;
@@ -34,7 +35,8 @@ use kernel::sync::Arc;
 pub(crate) fn work(tracker: &Arc<Tracker>) {
     let _noio = noio::Scope::enter();
     let mut released = ParkedList::new();
-    let mut chain = tracker.chain.lock();
+    let mut chain = tracker.lock_chain();
+    chain.restock();
     for run in tracker.done.take_all() {
         chain.ended(tracker, run);
     }
@@ -62,19 +64,23 @@ pub(crate) fn work(tracker: &Arc<Tracker>) {
 /// Copies what versions need of these sectors, as if they were about to be written, and waits for
 /// it: the way a store is made of blocks that an older version may still need. Sleeps. Under the
 /// registry's lock: one at a time.
-pub(crate) fn settle(tracker: &Arc<Tracker>, sectors: Span<Sectors>) {
+///
+/// ETIMEDOUT: the origin doesn't answer.
+pub(crate) fn settle(tracker: &Arc<Tracker>, sectors: Span<Sectors>) -> Result {
     {
-        let mut chain = tracker.chain.lock();
+        let mut chain = tracker.lock_chain();
         let span = chain.granules(sectors);
         chain.claim = Some((span, 0));
     }
-    loop {
+    let settled = Deadline::after_ms(abi::BDSNAP_TIMEOUT_MAX_MS).wait_until(|| {
         tracker.kick();
-        time::sleep_us(500);
-        if tracker.chain.lock().claim.is_none() {
-            return;
-        }
+        tracker.lock_chain().claim.is_none()
+    });
+    if settled {
+        return Ok(());
     }
+    tracker.lock_chain().claim = None;
+    Err(ETIMEDOUT)
 }
 
 /// Starts I/O, all in one plug.
@@ -91,7 +97,7 @@ fn start(tracker: &Arc<Tracker>, mut starts: KVec<Start>) {
             }
         });
     }
-    tracker.chain.lock().give_starts(starts);
+    tracker.lock_chain().give_starts(starts);
 }
 
 impl Chain {
@@ -287,9 +293,9 @@ impl Chain {
                 first: part.start(),
                 place,
             };
-            let node = RBTreeNode::new(part.end() - 1, extent, GFP_KERNEL);
+            let node = RBTreeNode::new(part.end() - 1, extent, slot::NOWAIT);
             if node
-                .and_then(|n| nodes.push(n, GFP_KERNEL).map_err(Error::from))
+                .and_then(|n| nodes.push(n, slot::NOWAIT).map_err(Error::from))
                 .is_err()
             {
                 self.replace(version, span, Place::Lost);

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 #include <linux/annotate.h>
 #include <linux/blk-integrity.h>
+#include <linux/blk-mq.h>
+#include <linux/delay.h>
 #include <linux/fileattr.h>
 #include <linux/highmem.h>
 #include <linux/ktime.h>
 #include <linux/mm.h>
+#include <linux/part_stat.h>
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
 #include "helpers.h"
@@ -184,6 +187,33 @@ bool bdsnap_bdev_live(struct block_device *bdev)
 	return disk_live(bdev->bd_disk);
 }
 
+u64 bdsnap_bdev_diskseq(struct block_device *bdev)
+{
+	return bdev->bd_disk->diskseq;
+}
+
+/*
+ * Waits until what was in flight has completed. A request-based disk is frozen
+ * for the moment; of a bio-based one only the count can be seen.
+ */
+int bdsnap_bdev_settle(struct block_device *bdev, unsigned int timeout_ms)
+{
+	struct request_queue *q = bdev_get_queue(bdev);
+	unsigned long end = jiffies + msecs_to_jiffies(timeout_ms);
+	int ret = 0;
+
+	if (queue_is_mq(q)) {
+		blk_freeze_queue_start(q);
+		if (!blk_mq_freeze_queue_wait_timeout(q, msecs_to_jiffies(timeout_ms)))
+			ret = -ETIMEDOUT;
+		blk_mq_unfreeze_queue_nomemrestore(q);
+		return ret;
+	}
+	while (bdev_count_inflight(bdev_whole(bdev)) > 0 && time_before(jiffies, end))
+		usleep_range(500, 1000);
+	return 0;
+}
+
 unsigned int bdsnap_bdev_logical(struct block_device *bdev)
 {
 	return bdev_logical_block_size(bdev);
@@ -308,13 +338,13 @@ int bdsnap_inode_fiemap(struct inode *inode, u64 len, void __user *buf, u32 room
 	return ret;
 }
 
-/* Whether the file's data lies on a realtime device (XFS). */
+/* Whether the file's data lies on a realtime device (XFS); yes, if that can't be told. */
 bool bdsnap_file_realtime(struct file *file)
 {
 	struct file_kattr fa = {};
 
 	if (vfs_fileattr_get(file->f_path.dentry, &fa))
-		return false;
+		return true;
 	return fa.fsx_xflags & FS_XFLAG_REALTIME;
 }
 
@@ -328,10 +358,21 @@ const char *bdsnap_fs_name(struct super_block *sb)
 	return sb->s_type->name;
 }
 
+/* As sync(2) for one file system; its errors come back with the freeze. */
+void bdsnap_sync_fs(struct super_block *sb)
+{
+	down_read(&sb->s_umount);
+	sync_filesystem(sb);
+	up_read(&sb->s_umount);
+}
+
 #define BDSNAP_FREEZER (FREEZE_HOLDER_KERNEL | FREEZE_MAY_NEST)
 
+/* As FIFREEZE: what has nothing to freeze can't be. */
 int bdsnap_freeze(struct super_block *sb)
 {
+	if (!sb->s_op->freeze_fs && !sb->s_op->freeze_super)
+		return -EOPNOTSUPP;
 	if (sb->s_op->freeze_super)
 		return sb->s_op->freeze_super(sb, BDSNAP_FREEZER, NULL);
 	return freeze_super(sb, BDSNAP_FREEZER, NULL);

@@ -48,6 +48,8 @@ bool bdsnap_bdev_dax(struct block_device *bdev);
 bool bdsnap_bdev_integrity(struct block_device *bdev);
 bool bdsnap_bdev_inline_crypto(struct block_device *bdev);
 bool bdsnap_bdev_live(struct block_device *bdev);
+u64 bdsnap_bdev_diskseq(struct block_device *bdev);
+int bdsnap_bdev_settle(struct block_device *bdev, unsigned int timeout_ms);
 unsigned int bdsnap_bdev_logical(struct block_device *bdev);
 unsigned int bdsnap_bdev_physical(struct block_device *bdev);
 void bdsnap_bdev_name(struct block_device *bdev, char *buf, size_t len);
@@ -72,6 +74,7 @@ int bdsnap_inode_fiemap(struct inode *inode, u64 len, void __user *buf, u32 room
 bool bdsnap_file_realtime(struct file *file);
 loff_t bdsnap_inode_size(struct inode *inode);
 const char *bdsnap_fs_name(struct super_block *sb);
+void bdsnap_sync_fs(struct super_block *sb);
 int bdsnap_freeze(struct super_block *sb);
 int bdsnap_thaw(struct super_block *sb);
 bool bdsnap_is_frozen(struct super_block *sb);

@@ -18,6 +18,7 @@ use crate::kapi::disk::ChildDone;
 use crate::kapi::disk::Disk;
 use crate::kapi::disk::DiskOps;
 use crate::kapi::disk::Parent;
+use crate::kapi::noio;
 use crate::kapi::queue::OwnedQueue;
 use crate::kapi::time;
 use crate::store::Store;
@@ -155,14 +156,15 @@ struct Read {
 /// A piece of a read that is on its way.
 #[pin_data]
 struct Piece {
+    /// The store that it is read from; None: the origin. Dropped before the read is not counted any
+    /// more, so never the last reference.
+    store: Option<Arc<Store>>,
     /// The read.
     read: Arc<Read>,
     /// The granules of the image that it touches.
     granules: Span<Granules>,
     /// The sectors of the image that it is.
     sectors: Span<Sectors>,
-    /// The store that it is read from; None: the origin.
-    store: Option<Arc<Store>>,
     /// Reads it again.
     #[pin]
     again: Work<Piece>,
@@ -176,6 +178,7 @@ impl WorkItem for Piece {
     type Pointer = Pin<KBox<Piece>>;
 
     fn run(this: Pin<KBox<Piece>>) {
+        let _noio = noio::Scope::enter();
         let (read, sectors) = (this.read.clone(), this.sectors);
         drop(this);
         resolve(&read, sectors);
@@ -191,6 +194,8 @@ impl DiskOps for Shown {
     }
 
     fn read(this: ArcBorrow<'_, Self>, parent: Parent) {
+        // What I/O were started for memory would wait on this task's own list of bios.
+        let _noio = noio::Scope::enter();
         this.reading.fetch_add(1, Ordering::AcqRel);
         let reading = Reading(this.reading.clone());
         let sectors = Span::of_len(parent.sector(), parent.sectors()).unwrap_or(Span::EMPTY);
@@ -222,7 +227,7 @@ fn resolve(read: &Arc<Read>, sectors: Span<Sectors>) {
     let mut rest = sectors;
     while !rest.is_empty() {
         let granules = rest.outward::<Granules>(version.shift());
-        let chain = read.shown.tracker.chain.lock();
+        let chain = read.shown.tracker.lock_chain();
         let (found, upto) = chain.locate(version, granules);
         let (sector, upto) = match &found {
             // Slots that follow each other need not lie side by side on the device.

@@ -128,6 +128,20 @@ impl BlockDevice {
         unsafe { ffi::bdsnap_bdev_sectors(self.bdev.as_ptr()) }
     }
 
+    /// Number of the medium: another one means another disk (`diskseq`).
+    pub(crate) fn medium(&self) -> u64 {
+        // SAFETY: `bdev` is valid by the type invariant.
+        unsafe { ffi::bdsnap_bdev_diskseq(self.bdev.as_ptr()) }
+    }
+
+    /// Waits until what is in flight to it has completed: for certain on a request-based disk
+    /// (ETIMEDOUT if it doesn't within `timeout_ms`); on a bio-based one, whose writes can only be
+    /// counted, until there are none or the time is up. Sleeps.
+    pub(crate) fn settle(&self, timeout_ms: u32) -> Result {
+        // SAFETY: `bdev` is valid by the type invariant.
+        to_result(unsafe { ffi::bdsnap_bdev_settle(self.bdev.as_ptr(), timeout_ms) })
+    }
+
     /// Logical block size in bytes.
     pub(crate) fn logical_block(&self) -> u32 {
         // SAFETY: `bdev` is valid by the type invariant.

@@ -218,6 +218,17 @@ impl ParkedList {
         self.head.is_null()
     }
 
+    /// Puts `first` before all that are in it.
+    pub(crate) fn prepend(&mut self, mut first: Self) {
+        let mut rest = self.take_all();
+        while let Some(bio) = first.pop() {
+            self.push(bio);
+        }
+        while let Some(bio) = rest.pop() {
+            self.push(bio);
+        }
+    }
+
     /// Takes all.
     pub(crate) fn take_all(&mut self) -> Self {
         core::mem::replace(self, Self::new())

@@ -167,8 +167,8 @@ impl<T: DiskOps> Disk<T> {
         // SAFETY: Plain numbers; the shim makes a disk or an error pointer.
         let disk = from_err_ptr(unsafe { ffi::bdsnap_disk_alloc(logical, physical) })?;
         let disk = NonNull::new(disk).ok_or(ENOMEM)?;
-        // SAFETY: The disk is new and ours. From `private_data` on, the reference belongs to the
-        // disk: `put_disk()` calls `free_disk` once `fops` are set.
+        // SAFETY: The disk is new and ours. Once added, the reference to the object belongs to the
+        // disk; one that was never added doesn't call `free_disk`, and the reference is still ours.
         unsafe {
             let d = disk.as_ptr();
             (*d).flags |= bindings::GENHD_FL_NO_PART as c_int;
@@ -185,7 +185,9 @@ impl<T: DiskOps> Disk<T> {
                 core::ptr::null_mut(),
             ));
             if let Err(e) = added {
+                let object = (*d).private_data;
                 bindings::put_disk(d);
+                drop(<Arc<T> as ForeignOwnable>::from_foreign(object));
                 return Err(e);
             }
         }

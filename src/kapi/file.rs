@@ -92,12 +92,6 @@ impl BlockFile {
         unsafe { ffi::bdsnap_file_realtime(self.file.as_ptr()) }
     }
 
-    /// Its size in bytes.
-    pub(crate) fn len(&self) -> u64 {
-        // SAFETY: The inode is valid as long as the file.
-        u64::try_from(unsafe { ffi::bdsnap_inode_size(self.file.inode()) }).unwrap_or(0)
-    }
-
     /// Opens the device that its file system is on. ENODEV: on none.
     pub(crate) fn device(&self) -> Result<BlockDevice> {
         // SAFETY: The super block is valid as long as the file, and `s_bdev` as long as it.
@@ -136,6 +130,12 @@ pub(crate) struct PinnedFile {
 }
 
 impl PinnedFile {
+    /// Its size in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        // SAFETY: The inode is valid as long as the file.
+        u64::try_from(unsafe { ffi::bdsnap_inode_size(self.file.inode()) }).unwrap_or(0)
+    }
+
     /// Has the file system write the mapping of the first `len` bytes into the user's buffer:
     /// room for `room` `struct fiemap_extent`. Returns how many there are in it. Errors of the
     /// file system; EOPNOTSUPP: it has no FIEMAP; EFAULT.

@@ -24,9 +24,10 @@ impl FileSystem {
         })
     }
 
-    /// Whether both are one and the same.
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        core::ptr::eq(self.file.super_block(), other.file.super_block())
+    /// Writes back what is dirty, while its users go on. Sleeps, possibly long.
+    pub(crate) fn sync(&self) {
+        // SAFETY: The super block is active while a file on it is open.
+        unsafe { ffi::bdsnap_sync_fs(self.file.super_block()) };
     }
 
     /// Freezes it: all writes of its users wait, and what was written is on its device. Sleeps,

@@ -144,13 +144,18 @@ impl Inflight {
         }
     }
 
-    /// Waits until a wrap can be had. May sleep, for writes in flight to complete.
-    pub(crate) fn wait_for_memory(&self) {
-        // SAFETY: The pool is valid; with GFP_NOIO the allocation waits rather than fails.
+    /// Whether a wrap could be had at this moment.
+    pub(crate) fn has_memory(&self) -> bool {
+        let pool = self.pool.as_ptr();
+        // SAFETY: The pool is valid as long as `self`; the element goes right back.
         unsafe {
-            let wrap = bindings::mempool_alloc_noprof(self.pool.as_ptr(), ffi::BDSNAP_GFP_NOIO);
-            bindings::mempool_free(wrap, self.pool.as_ptr());
+            let wrap = bindings::mempool_alloc_noprof(pool, ffi::BDSNAP_GFP_NOWAIT);
+            if wrap.is_null() {
+                return false;
+            }
+            bindings::mempool_free(wrap, pool);
         }
+        true
     }
 
     /// Whether this bio is counted here already: it comes back to the device on its way through a

@@ -38,6 +38,12 @@ impl OwnedQueue {
         NonNull::new(ptr).map(Self).ok_or(ENOMEM)
     }
 
+    /// Waits for what is queued or running. Sleeps.
+    pub(crate) fn flush(&self) {
+        // SAFETY: By the type invariant the pointer is valid.
+        unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
+    }
+
     /// The queue.
     pub(crate) fn queue(&self) -> &Queue {
         // SAFETY: By the type invariant the pointer is valid for as long as `self`.

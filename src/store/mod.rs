@@ -20,6 +20,7 @@ use bdsnap_logic::extent::RawExtent;
 use bdsnap_logic::extent::Refusal;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
+use bdsnap_logic::units::SECTOR_SHIFT;
 use kernel::new_spinlock;
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -35,6 +36,8 @@ pub(crate) struct Store {
     device: BlockDevice,
     /// Keeps the blocks where they are.
     _file: PinnedFile,
+    /// The sectors of the device that are its own.
+    spans: KVVec<Span<Sectors>>,
     /// The pieces, by slot.
     pieces: KVVec<Piece>,
     /// Sectors in a granule, as a shift.
@@ -73,7 +76,6 @@ impl Store {
         let device = file
             .device()
             .map_err(|_| Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_STORE_FS))?;
-        let len = file.len();
         let pinned = file.pin().map_err(|e| {
             let cause = if e == EBUSY {
                 abi::BDSNAP_CAUSE_STORE_BUSY
@@ -82,11 +84,17 @@ impl Store {
             };
             Refused::new(e, cause)
         })?;
+        let len = pinned.len();
+        if len == 0 {
+            return Err(Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_SMALL));
+        }
         let mapped = pinned.fiemap(len, buffer, room)?;
         let mut extents = read_extents(buffer, mapped)?;
-        let device_len = device.sectors() << bdsnap_logic::units::SECTOR_SHIFT;
+        let device_len = device.sectors() << SECTOR_SHIFT;
         extent::check(&mut extents, len, device_len, device.logical_block())
             .map_err(|refusal| refused(refusal, mapped == room))?;
+        let spans = spans_of(&extents)?;
+        trim(&mut extents, device.start_sector(), shift);
         let pieces = pieces_of(&extents, shift)?;
         let slots = extent::total(&pieces);
         if slots == 0 {
@@ -96,6 +104,7 @@ impl Store {
             pin_init!(Self {
                 device,
                 _file: pinned,
+                spans,
                 pieces,
                 shift,
                 slots,
@@ -149,15 +158,16 @@ impl Store {
     /// The sectors of its disk that it consists of.
     pub(crate) fn on_disk(&self) -> impl Iterator<Item = Span<Sectors>> + '_ {
         let start = self.device.start_sector();
-        self.pieces.iter().filter_map(move |piece| {
-            let sectors = piece.granules.checked_shl(self.shift)?;
-            Span::of_len(start.checked_add(piece.sector)?, sectors)
-        })
+        let on_disk = move |span: &Span<Sectors>| {
+            let first = start.checked_add(span.start())?;
+            Span::of_len(first, span.len())
+        };
+        self.spans.iter().filter_map(on_disk)
     }
 
     /// Marks its sectors as changed in the map of every origin they lie on: what images show
     /// there changes when a store comes, and when it goes.
-    fn mark_changed(&self) {
+    pub(crate) fn mark_changed(&self) {
         for span in self.on_disk() {
             tracker::mark_on_disk(self.disk(), span);
         }
@@ -187,6 +197,31 @@ fn read_extents(buffer: u64, count: u32) -> Result<KVVec<RawExtent>> {
     Ok(extents)
 }
 
+/// The sectors of a checked list of extents.
+fn spans_of(extents: &[RawExtent]) -> Result<KVVec<Span<Sectors>>> {
+    let mut spans = KVVec::with_capacity(extents.len(), GFP_KERNEL)?;
+    for e in extents {
+        let span = Span::from_bytes_exact(e.physical, e.length).ok_or(EINVAL)?;
+        spans.push(span, GFP_KERNEL)?;
+    }
+    Ok(spans)
+}
+
+/// Takes a granule off both ends of extents that don't consist of whole granules, of the device or
+/// of the disk (`start` is where the device begins there): what is written to the store must only
+/// touch granules that are the store's alone, of whatever origin.
+fn trim(extents: &mut [RawExtent], start: u64, shift: u32) {
+    let granule = 1u64 << (shift + SECTOR_SHIFT);
+    let offset = (start << SECTOR_SHIFT) % granule;
+    for e in extents {
+        if offset == 0 && e.physical % granule == 0 && e.length % granule == 0 {
+            continue;
+        }
+        e.physical = e.physical.saturating_add(granule);
+        e.length = e.length.saturating_sub(2 * granule);
+    }
+}
+
 /// The pieces of a checked list of extents.
 fn pieces_of(extents: &[RawExtent], shift: u32) -> Result<KVVec<Piece>> {
     let mut pieces: KVVec<Piece> = KVVec::with_capacity(extents.len(), GFP_KERNEL)?;
@@ -211,8 +246,6 @@ fn refused(refusal: Refusal, buffer_full: bool) -> Refused {
         || (buffer_full && matches!(refusal, Refusal::Unfinished | Refusal::Short));
     if fragmented {
         Refused::new(ENOSPC, abi::BDSNAP_CAUSE_STORE_FRAGMENTED)
-    } else if matches!(refusal, Refusal::Empty) {
-        Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_SMALL)
     } else {
         Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_EXTENTS)
     }

@@ -79,9 +79,7 @@ fn let_pass(
         bio.refuse_to_wait();
         return false;
     }
-    tracker
-        .map
-        .mark(span, versions.and_then(|v| v.newest_view()));
+    tracker.map.mark(span, versions.and_then(|v| v.aside()));
     if !must_copy {
         ticket.pass(bio, span);
         return true;

@@ -23,6 +23,7 @@ use crate::kapi::bio::ParkedList;
 use crate::kapi::inflight::Held;
 use crate::kapi::inflight::HeldList;
 use crate::kapi::inflight::Inflight;
+use crate::kapi::noio;
 use crate::kapi::queue::OwnedQueue;
 use crate::kapi::rcu::RcuCell;
 use crate::kapi::run::Run;
@@ -30,6 +31,9 @@ use crate::kapi::run::RunOwner;
 use crate::kapi::run::RunStack;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
+use core::ops::Deref;
+use core::ops::DerefMut;
+use core::sync::atomic::AtomicBool;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering;
 use kernel::new_mutex;
@@ -39,6 +43,7 @@ use kernel::prelude::*;
 use kernel::sync::rcu;
 use kernel::sync::Arc;
 use kernel::sync::Mutex;
+use kernel::sync::MutexGuard;
 use kernel::sync::SpinLock;
 use kernel::workqueue::impl_has_work;
 use kernel::workqueue::Work;
@@ -63,6 +68,10 @@ pub(crate) struct Tracker {
     pub(crate) device: BlockDevice,
     /// Its sectors on its disk.
     span: Span<Sectors>,
+    /// Its medium.
+    medium: u64,
+    /// Whether it was ever seen to be another device than when tracking began.
+    resized: AtomicBool,
     /// UUID of the change map's life.
     pub(crate) generation: [u8; 16],
     /// The change map.
@@ -79,7 +88,7 @@ pub(crate) struct Tracker {
     pub(crate) done: RunStack<Tracker>,
     /// The versions, and where their data is.
     #[pin]
-    pub(crate) chain: Mutex<Chain>,
+    chain: Mutex<Chain>,
     /// Bytes copied on write.
     copied: AtomicU64,
     /// Writes that had to wait.
@@ -93,6 +102,28 @@ pub(crate) struct Tracker {
     releasing: Work<Tracker, 1>,
     /// Where both run.
     queue: Arc<OwnedQueue>,
+}
+
+/// A locked [`Chain`].
+pub(crate) struct ChainGuard<'a> {
+    /// Unlocked first.
+    chain: MutexGuard<'a, Chain>,
+    /// Ended then.
+    _noio: noio::Scope,
+}
+
+impl Deref for ChainGuard<'_> {
+    type Target = Chain;
+
+    fn deref(&self) -> &Chain {
+        &self.chain
+    }
+}
+
+impl DerefMut for ChainGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Chain {
+        &mut self.chain
+    }
 }
 
 impl_has_work! {
@@ -136,6 +167,8 @@ impl Tracker {
         let inflight = Inflight::new()?;
         Arc::pin_init(
             try_pin_init!(Self {
+                medium: device.medium(),
+                resized: AtomicBool::new(false),
                 device,
                 span,
                 generation: abi::random_uuid(),
@@ -180,17 +213,33 @@ impl Tracker {
         self.span.len()
     }
 
-    /// Whether the device is not any more what it was when tracking began.
+    /// Whether the device is not what it was when tracking began, or has been otherwise at any time
+    /// that somebody looked: another size, place or medium.
     pub(crate) fn is_resized(&self) -> bool {
-        self.device.sectors() != self.span.len() || self.device.start_sector() != self.span.start()
+        let same = self.device.sectors() == self.span.len()
+            && self.device.start_sector() == self.span.start()
+            && self.device.medium() == self.medium;
+        if !same {
+            self.resized.store(true, Ordering::Relaxed);
+        }
+        self.resized.load(Ordering::Relaxed)
     }
 
     /// Marks sectors as changed. Any context that may take memory with GFP_NOWAIT.
     pub(crate) fn mark(&self, span: Span<Sectors>) {
         let guard = rcu::read_lock();
         let versions = self.versions.read(&guard);
-        self.map
-            .mark(span, versions.and_then(Versions::newest_view));
+        self.map.mark(span, versions.and_then(Versions::aside));
+    }
+
+    /// Locks the chain. May sleep; until it is unlocked, allocations start no I/O, which might be
+    /// this origin's.
+    pub(crate) fn lock_chain(&self) -> ChainGuard<'_> {
+        let noio = noio::Scope::enter();
+        ChainGuard {
+            chain: self.chain.lock(),
+            _noio: noio,
+        }
     }
 
     /// Gets the copying worker going. Any context.
@@ -273,9 +322,19 @@ impl Tracker {
                     bio.submit();
                 }
             });
-            while let Some(bio) = starved.pop() {
-                self.inflight.wait_for_memory();
-                bio.submit();
+            // Never wait for memory here: it may come from those that are to be released.
+            if starved.is_empty() {
+                continue;
+            }
+            while self.inflight.has_memory() {
+                match starved.pop() {
+                    Some(bio) => bio.submit(),
+                    None => break,
+                }
+            }
+            if !starved.is_empty() {
+                self.arrivals.lock().starved.prepend(starved);
+                crate::kapi::time::sleep_us(1000);
             }
         }
     }

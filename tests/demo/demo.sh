@@ -33,7 +33,7 @@ prove_end() {
 		else
 			printf '  WRONG %s\n' "${WHAT[n]}"
 			tail -n 10 "$W/proof.$n" | sed 's/^/        /'
-			FAILED+=("${WHAT[n]}")
+			FAILED+=("${WHAT[n]%:}")
 		fi
 	done
 	WHAT=() PIDS=()
@@ -104,9 +104,9 @@ run bdsnap restore /backup --device vdc --to $NEW_XFS
 writers_well
 
 step "proof 1: the restored disks are the snapshot, byte for byte; the chains are sound"
-echo 3 >/proc/sys/vm/drop_caches
-prove "restored ext4 disk = image, all $(mib "$(blockdev --getsize64 $NEW_EXT4)")" cmp $NEW_EXT4 "$IMAGE_EXT4"
-prove "restored XFS disk = image, all $(mib "$(blockdev --getsize64 $NEW_XFS)")" cmp $NEW_XFS "$IMAGE_XFS"
+# (as cmp does, but with O_DIRECT and large reads: much faster in an emulator)
+prove "restored ext4 disk = image, all $(mib "$(blockdev --getsize64 $NEW_EXT4)")" qemu-img compare -f raw -F raw -T none $NEW_EXT4 "$IMAGE_EXT4"
+prove "restored XFS disk = image, all $(mib "$(blockdev --getsize64 $NEW_XFS)")" qemu-img compare -f raw -F raw -T none $NEW_XFS "$IMAGE_XFS"
 prove_end
 for f in /backup/vd[bc]/point-000[12].qcow2; do prove "qemu-img finds no fault in $f" qemu-img check -q "$f"; done
 prove_end
@@ -121,10 +121,10 @@ run mount -o ro,nouuid,norecovery "$IMAGE_XFS" /image/xfs
 # manifest DIR FILE: checksums of all files in FILE, everything else about them in FILE.list
 manifest() {
 	cd "$1"
-	find . -type f -printf '%P\0' | sort -z | xargs -0r b2sum -l 256 >"$2"
+	find . -type f -printf '%P\0' | sort -z | xargs -0r md5sum >"$2"
 	find . -printf '%P %y %m %U:%G %s %T@ %l\n' | sort >"$2.list"
 }
-echo '$ find . -type f | sort | xargs b2sum, in each of them'
+echo '$ find . -type f | sort | xargs md5sum, in each of them'
 for i in image restored; do
 	manifest /$i/ext4 $W/$i-ext4 &
 	A=$!
@@ -185,5 +185,5 @@ line 'writes held for' "$(json full '.gate_ms * 10 | round / 10') ms" "$(json in
 line "store used (of $(mib "$(json full .store_capacity)"))" "$(mib "$(json full .store_used)")" "$(mib "$(json incremental .store_used)")"
 line '  at the end of the proofs' '' "$(mib "$(json end '.store.used')")"
 
-[ ${#FAILED[@]} -eq 0 ] || { printf '\nFAILED: %s\n' "${FAILED[@]}"; exit 1; }
+[ ${#FAILED[@]} -eq 0 ] || { echo; printf 'FAILED: %s\n' "${FAILED[@]}"; exit 1; }
 printf '\nAll proofs hold, after %d s.\n' $(($(now) - T0))

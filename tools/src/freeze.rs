@@ -15,6 +15,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
+use std::time::Instant;
 
 /// A file system to freeze.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +42,36 @@ pub struct Opened {
     pub fd: OwnedFd,
     /// Where it is mounted.
     pub mount_point: PathBuf,
+}
+
+/// How long [`write_back`] may take.
+const WRITE_BACK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Has the file systems write back what is dirty, so that hooks and freezes are short; for 10
+/// seconds at most. It helps, no more: the kernel does it again before the freeze, with a time
+/// limit of its own. Done by `sync -f`, since syncfs(2) on a device that hangs can't be ended, and
+/// would hang us too.
+pub fn write_back(opened: &[Opened]) {
+    let sync = |o: &Opened| {
+        Command::new("sync")
+            .arg("-f")
+            .arg(&o.mount_point)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()
+    };
+    let mut children: Vec<_> = opened.iter().filter_map(sync).collect();
+    let end = Instant::now() + WRITE_BACK_LIMIT;
+    while !children.is_empty() && Instant::now() < end {
+        children.retain_mut(|c| matches!(c.try_wait(), Ok(None)));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    for mut child in children {
+        // It may be stuck in the kernel: don't wait for it.
+        let _ = child.kill();
+    }
 }
 
 /// Finds the file systems on `devices`, on what is stacked on them (partitions, LVM, md, crypt,

@@ -125,10 +125,7 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
     };
     let tracking = Tracking::start(control, &devices, 0)?;
     let store = hand_over(control, file)?;
-    for opened in &targets.opened {
-        rustix::fs::syncfs(&opened.fd)
-            .map_err(|e| Error::io(format!("can't sync {}", opened.mount_point.display()), e))?;
-    }
+    crate::freeze::write_back(&targets.opened);
     let order = order(&sysfs, &devices);
     let mut items: Vec<abi::SnapshotDevice> = order
         .iter()
