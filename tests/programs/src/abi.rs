@@ -168,7 +168,7 @@ pub mod at {
 impl Ioctl {
     /// The request code, with any size in it.
     pub fn code_with(&self, size: u32) -> u64 {
-        3 << 30 | u64::from(size & 0x3fff) << 16 | 0xbd << 8 | u64::from(self.nr)
+        (3 << 30) | (u64::from(size & 0x3fff) << 16) | (0xbd << 8) | u64::from(self.nr)
     }
 
     /// The request code of the header.

@@ -86,7 +86,7 @@ pub fn encode(h: &Header, out: &mut [u8]) {
         h.seq,
         h.time,
         h.mono,
-        u64::from(h.writer) | u64::from(h.span) << 32,
+        u64::from(h.writer) | (u64::from(h.span) << 32),
     ];
     for (c, f) in out.chunks_exact_mut(8).zip(fields) {
         c.copy_from_slice(&f.to_le_bytes());
