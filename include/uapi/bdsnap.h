@@ -10,7 +10,8 @@
  *
  *  - The argument is a pointer to a struct whose first field, `size`, holds
  *    the size in bytes that the caller compiled with. A larger struct than
- *    the kernel knows is accepted while the surplus is zero (else E2BIG); a
+ *    the kernel knows, up to 4096 bytes, is accepted while the surplus is
+ *    zero (else E2BIG); a
  *    smaller one than the first ABI's is EINVAL. The kernel looks at the
  *    type and number of the ioctl and at `size`, not at the size in the code.
  *  - `flags` and `reserved` must hold no bit that is not defined: EINVAL.
@@ -35,7 +36,7 @@
 #define BDSNAP_ABI_VERSION	1
 #define BDSNAP_IOC_TYPE		0xBD
 
-/* Limits; each is enforced with EINVAL (or E2BIG for counts). */
+/* Limits; each is enforced with EINVAL where no other error is named. */
 #define BDSNAP_MAX_ORIGINS		1024u	/* tracked at a time: ENOSPC */
 #define BDSNAP_MAX_SNAPSHOTS		1024u	/* alive at a time: ENOSPC */
 #define BDSNAP_MAX_VERSIONS		64u	/* alive for one origin: ENOSPC */

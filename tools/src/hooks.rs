@@ -276,9 +276,16 @@ mod tests {
         assert_eq!(error.code, "hook-timeout");
         assert!(start.elapsed() < Duration::from_secs(20));
         let pid = fs::read_to_string(dir.path().join(".pid")).unwrap();
-        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-        let gone = stat.map_or(true, |s| s.contains(") Z") || s.contains(") X"));
-        assert!(gone, "the grandchild lives");
+        let gone = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            stat.map_or(true, |s| s.contains(") Z") || s.contains(") X"))
+        };
+        // It has been killed; dying takes a moment.
+        let end = Instant::now() + Duration::from_secs(10);
+        while !gone() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(gone(), "the grandchild lives");
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl Checks {
             self.other,
             (0, 0),
             (u32::MAX, u32::MAX),
-            (image.0, image.1 | 1 << 19),
+            (image.0, image.1 | (1 << 19)),
         ] {
             self.expect(
                 &format!("device {d:?}"),

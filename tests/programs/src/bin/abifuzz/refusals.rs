@@ -79,7 +79,7 @@ impl Checks {
             (4095, 1),
             (u32::MAX, u32::MAX),
             (dev.0, u32::MAX),
-            (dev.0 | 1 << 20, dev.1),
+            (dev.0 | (1 << 20), dev.1),
         ] {
             self.expect(
                 &format!("device {d:?}"),
@@ -107,8 +107,8 @@ impl Checks {
         for d in [
             (0, 0),
             (u32::MAX, u32::MAX),
-            (dev.0 | 1 << 20, dev.1),
-            (dev.0, dev.1 | 1 << 24),
+            (dev.0 | (1 << 20), dev.1),
+            (dev.0, dev.1 | (1 << 24)),
         ] {
             self.expect(
                 &format!("device {d:?}"),
