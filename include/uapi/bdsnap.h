@@ -11,9 +11,9 @@
  *  - The argument is a pointer to a struct whose first field, `size`, holds
  *    the size in bytes that the caller compiled with. A larger struct than
  *    the kernel knows, up to 4096 bytes, is accepted while the surplus is
- *    zero (else E2BIG); a
- *    smaller one than the first ABI's is EINVAL. The kernel looks at the
- *    type and number of the ioctl and at `size`, not at the size in the code.
+ *    zero (else E2BIG); a smaller one than the first ABI's is EINVAL. The
+ *    kernel looks at the type and number of the ioctl and at `size`, not at
+ *    the size in the code.
  *  - `flags` and `reserved` must hold no bit that is not defined: EINVAL.
  *  - Pointers travel as __u64. Offsets and lengths are bytes unless the name
  *    says otherwise. Devices are named by major and minor number.
