@@ -20,6 +20,9 @@ use bdsnap_logic::units::SECTOR_SHIFT;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
+/// How long a busy bio-based device is waited for at the start: longer than a write takes.
+const STRAYS_MS: u32 = 2000;
+
 /// The module's version.
 const RELEASE: &[u8] = b"0.1.0";
 
@@ -128,7 +131,9 @@ impl Registry {
             return Err(e.into());
         }
         // Writes that were on their way before the hook saw this origin.
-        let settled = tracker.device.settle(abi::BDSNAP_TIMEOUT_DEFAULT_MS);
+        let settled = tracker
+            .device
+            .settle(abi::BDSNAP_TIMEOUT_DEFAULT_MS, STRAYS_MS);
         if settled.is_err() {
             self.forget(state, &tracker)?;
             return Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_DRAIN_TIMEOUT));

@@ -196,15 +196,15 @@ u64 bdsnap_bdev_diskseq(struct block_device *bdev)
  * Waits until what was in flight has completed. A request-based disk is frozen
  * for the moment; of a bio-based one only the count can be seen.
  */
-int bdsnap_bdev_settle(struct block_device *bdev, unsigned int timeout_ms)
+int bdsnap_bdev_settle(struct block_device *bdev, unsigned int mq_ms, unsigned int bio_ms)
 {
 	struct request_queue *q = bdev_get_queue(bdev);
-	unsigned long end = jiffies + msecs_to_jiffies(timeout_ms);
+	unsigned long end = jiffies + msecs_to_jiffies(bio_ms);
 	int ret = 0;
 
 	if (queue_is_mq(q)) {
 		blk_freeze_queue_start(q);
-		if (!blk_mq_freeze_queue_wait_timeout(q, msecs_to_jiffies(timeout_ms)))
+		if (!blk_mq_freeze_queue_wait_timeout(q, msecs_to_jiffies(mq_ms)))
 			ret = -ETIMEDOUT;
 		blk_mq_unfreeze_queue_nomemrestore(q);
 		return ret;

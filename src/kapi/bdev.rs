@@ -135,11 +135,11 @@ impl BlockDevice {
     }
 
     /// Waits until what is in flight to it has completed: for certain on a request-based disk
-    /// (ETIMEDOUT if it doesn't within `timeout_ms`); on a bio-based one, whose writes can only be
-    /// counted, until there are none or the time is up. Sleeps.
-    pub(crate) fn settle(&self, timeout_ms: u32) -> Result {
+    /// (ETIMEDOUT if it doesn't within `mq_ms` milliseconds); on a bio-based one, whose bios can
+    /// only be counted, until there are none or `bio_ms` milliseconds are over. Sleeps.
+    pub(crate) fn settle(&self, mq_ms: u32, bio_ms: u32) -> Result {
         // SAFETY: `bdev` is valid by the type invariant.
-        to_result(unsafe { ffi::bdsnap_bdev_settle(self.bdev.as_ptr(), timeout_ms) })
+        to_result(unsafe { ffi::bdsnap_bdev_settle(self.bdev.as_ptr(), mq_ms, bio_ms) })
     }
 
     /// Logical block size in bytes.
