@@ -374,6 +374,18 @@ impl Chain {
             .map_err(|_| ENOMEM)
     }
 
+    /// The place of a version in the chain.
+    pub(super) fn index_of(&self, version: &Version) -> Option<usize> {
+        let is = |link: &Link| core::ptr::eq(&*link.version, version);
+        self.links.iter().position(is)
+    }
+
+    /// A version's link.
+    pub(super) fn link_mut(&mut self, version: &Version) -> Option<&mut Link> {
+        let index = self.index_of(version)?;
+        self.links.get_mut(index)
+    }
+
     /// How many versions there are.
     pub(crate) fn len(&self) -> usize {
         self.links.len()
@@ -496,11 +508,7 @@ impl Chain {
     /// Where the image of `version` finds the first granule of `span`, and up to where it is the
     /// same place.
     pub(crate) fn locate(&self, version: &Version, span: Span<Granules>) -> (Found, u64) {
-        let Some(own) = self
-            .links
-            .iter()
-            .position(|l| core::ptr::eq(&*l.version, version))
-        else {
+        let Some(own) = self.index_of(version) else {
             return (Found::Unreadable, span.end());
         };
         let end = Cell::new(span.end());

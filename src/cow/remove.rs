@@ -33,7 +33,7 @@ pub(crate) fn remove(tracker: &Arc<Tracker>, version: &Arc<Version>) {
         tracker.kick();
         time::sleep_us(200);
     };
-    let newest = chain.is_newest(version);
+    let newest = chain.index_of(version) == Some(0);
     chain.hand_down(version);
     let list = loop {
         match chain.versions(Some(version)) {
@@ -90,11 +90,7 @@ impl Link {
 impl Chain {
     /// Gives older versions what they read through `version`.
     fn hand_down(&mut self, version: &Version) {
-        let Some(index) = self
-            .links
-            .iter()
-            .position(|l| core::ptr::eq(&*l.version, version))
-        else {
+        let Some(index) = self.index_of(version) else {
             return;
         };
         let Some((newer, older)) = self.links.split_at_mut_checked(index + 1) else {
@@ -135,20 +131,9 @@ impl Chain {
         }
     }
 
-    /// Whether a version is the newest.
-    fn is_newest(&self, version: &Version) -> bool {
-        self.links
-            .first()
-            .is_some_and(|l| core::ptr::eq(&*l.version, version))
-    }
-
     /// Takes a version out.
     fn unlink(&mut self, version: &Version) -> Unlinked {
-        match self
-            .links
-            .iter()
-            .position(|l| core::ptr::eq(&*l.version, version))
-        {
+        match self.index_of(version) {
             Some(index) => Unlinked {
                 older: self.links.get(index + 1).map(|l| l.version.clone()),
                 _link: self.links.remove(index).ok(),

@@ -225,11 +225,7 @@ impl Chain {
         if !ok {
             version.fail(abi::BDSNAP_CAUSE_STORE_IO);
         }
-        if let Some(link) = self
-            .links
-            .iter_mut()
-            .find(|l| core::ptr::eq(&*l.version, &*version))
-        {
+        if let Some(link) = self.link_mut(&version) {
             let mut cursor = link.extents.cursor_lower_bound_mut(&job.span.start());
             while let Some(mut at) = cursor {
                 let (_, extent) = at.current_mut();
@@ -255,21 +251,14 @@ impl Chain {
 
     /// Forgets an extent that is being read.
     fn forget(&mut self, version: &Version, span: Span<Granules>) {
-        if let Some(link) = self
-            .links
-            .iter_mut()
-            .find(|l| core::ptr::eq(&*l.version, version))
-        {
+        if let Some(link) = self.link_mut(version) {
             link.extents.remove(&(span.end() - 1));
         }
     }
 
     /// Gives a whole extent, as it was recorded, another place.
     fn replace(&mut self, version: &Version, span: Span<Granules>, place: Place) {
-        let link = self
-            .links
-            .iter_mut()
-            .find(|l| core::ptr::eq(&*l.version, version));
+        let link = self.link_mut(version);
         if let Some(extent) = link.and_then(|l| l.extents.get_mut(&(span.end() - 1))) {
             extent.place = place;
         }
@@ -304,11 +293,7 @@ impl Chain {
             }
         }
         self.forget(version, span);
-        if let Some(link) = self
-            .links
-            .iter_mut()
-            .find(|l| core::ptr::eq(&*l.version, version))
-        {
+        if let Some(link) = self.link_mut(version) {
             for node in nodes.drain_all() {
                 link.extents.insert(node);
             }
