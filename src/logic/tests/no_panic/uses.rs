@@ -9,6 +9,7 @@ use bdsnap_logic::bits;
 use bdsnap_logic::cbt;
 use bdsnap_logic::extent;
 use bdsnap_logic::granule;
+use bdsnap_logic::passthrough;
 use bdsnap_logic::range;
 use bdsnap_logic::units::Blocks;
 use bdsnap_logic::units::Granules;
@@ -121,4 +122,9 @@ pub fn extent(
     let taken = cursor.take(pieces, d);
     let slot = cursor.used() ^ extent::total(pieces) ^ extent::Cursor::new().used();
     Ok(taken.or(extent::locate(pieces, slot, shift)))
+}
+
+#[inline(never)]
+pub fn passthrough(kind: passthrough::Kind, bytes: u64, cdb: &[u8]) -> bool {
+    passthrough::may_write(kind, bytes, cdb)
 }
