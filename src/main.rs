@@ -7,7 +7,7 @@
 //!
 //! # Rooms
 //!
-//! control → image, cow, store, cbt, tracker → kapi → ffi; all of them → logic.
+//! control → image, cow, store, cbt, tracker, event → kapi → ffi; all of them → logic.
 //!
 //! # Lock order
 //!
@@ -19,9 +19,10 @@
 //! 3. `Tracker::chain`, one tracker's at a time: where the data of its versions is. Held while
 //!    allocating without I/O, never while waiting for I/O.
 //! 4. `Map::clock`: the numbers of a change map. Held for a pass over the map at most.
-//! 5. `Tracker::arrivals`, `Store::next`: spin locks, for a few instructions.
+//! 5. `Events::ring`: for a few instructions.
+//! 6. `Tracker::arrivals`, `Store::next`: spin locks, for a few instructions.
 //!
-//! The hook takes RCU and 5 only. Completions take RCU and no lock.
+//! The hook takes RCU and 6 only, what watches disks and requests RCU alone. Completions take RCU and no lock.
 //!
 //! # Start and stop
 //!
@@ -32,6 +33,7 @@
 mod cbt;
 mod control;
 mod cow;
+mod event;
 mod ffi;
 mod image;
 mod kapi;
@@ -39,6 +41,7 @@ mod store;
 mod tracker;
 
 use control::Registry;
+use event::Events;
 use kapi::global::GlobalGuard;
 use kernel::miscdevice::MiscDeviceRegistration;
 use kernel::prelude::*;
@@ -59,6 +62,8 @@ struct Bdsnap {
     _control: MiscDeviceRegistration<control::Session>,
     /// The registry.
     _registry: GlobalGuard<Registry>,
+    /// What happened, for those who listen.
+    _events: GlobalGuard<Events>,
     /// For images.
     _disks: kapi::disk::Support,
     /// For gates.
@@ -70,6 +75,7 @@ impl kernel::InPlaceModule for Bdsnap {
         try_pin_init!(Self {
             _gates: kapi::inflight::Support::new()?,
             _disks: kapi::disk::Support::new()?,
+            _events: event::start()?,
             _registry: control::start()?,
             _control <- control::register(),
         }? Error)

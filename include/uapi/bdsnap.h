@@ -52,6 +52,9 @@
 #define BDSNAP_GRANULE_MAX		4096u
 #define BDSNAP_TIMEOUT_DEFAULT_MS	10000u	/* where a time-out is given as 0 */
 #define BDSNAP_TIMEOUT_MAX_MS		60000u
+#define BDSNAP_STALL_MS			20000u	/* a store that takes nothing for so long, while writes to
+						   the origin wait for it, is given up */
+#define BDSNAP_MAX_EVENTS		256u	/* kept for a reader that is late; older ones are lost */
 #define BDSNAP_NAME_LEN			32	/* device names, with their NUL */
 
 /* Why something was refused, or is broken: the `cause` fields. */
@@ -69,7 +72,8 @@ enum bdsnap_cause {
 	BDSNAP_CAUSE_EMPTY = 8,		/* no capacity: ENOMEDIUM */
 	BDSNAP_CAUSE_HOOK_BUSY = 9,	/* a livepatch or another hook holds submit_bio_noacct: EBUSY */
 	BDSNAP_CAUSE_HOOK_BLIND = 10,	/* this kernel's writes do not pass the hook */
-	BDSNAP_CAUSE_REQUEST_DM = 11,	/* reserved: such paths are not detected yet */
+	BDSNAP_CAUSE_REQUEST_DM = 11,	/* a path held by request-based device-mapper wrote to its disk
+					   around the hook (of a snapshot, or of an origin's end) */
 	/* at store creation */
 	BDSNAP_CAUSE_STORE_FS = 20,	/* file system not on the allow-list: EOPNOTSUPP */
 	BDSNAP_CAUSE_STORE_FILE = 21,	/* not a regular, writable file: EINVAL */
@@ -83,30 +87,39 @@ enum bdsnap_cause {
 	BDSNAP_CAUSE_FREEZE_TIMEOUT = 31, /* ETIMEDOUT */
 	BDSNAP_CAUSE_DRAIN_TIMEOUT = 32,/* writes in flight did not complete: ETIMEDOUT */
 	BDSNAP_CAUSE_UNFROZEN = 33,	/* somebody thawed a file system before the cut: EBUSY */
-	BDSNAP_CAUSE_RESIZED = 34,	/* the origin's size changed while it has snapshots: EBUSY */
+	BDSNAP_CAUSE_RESIZED = 34,	/* the origin's size changed while it has snapshots: EBUSY; of a
+					   snapshot: its origin shrank */
 	/* of a snapshot that is damaged */
 	BDSNAP_CAUSE_STORE_FULL = 40,
 	BDSNAP_CAUSE_STORE_IO = 41,	/* a store write failed */
 	BDSNAP_CAUSE_ORIGIN_IO = 42,	/* parts could not be read: they alone are EIO */
 	BDSNAP_CAUSE_NO_MEMORY = 43,
 	BDSNAP_CAUSE_ORIGIN_GONE = 44,	/* the origin's disk was removed */
+	BDSNAP_CAUSE_PASSTHROUGH = 45,	/* a command that may write went to the disk around the hook
+					   (SG_IO, bsg, NVMe passthrough) */
+	BDSNAP_CAUSE_HIBERNATED = 46,	/* the machine hibernated */
+	BDSNAP_CAUSE_STORE_STALLED = 47,/* the store's device did not answer for
+					   BDSNAP_STALL_MS while writes to the origin waited */
 };
 
 /*
  * BDSNAP_IOC_VERSION: what this module is. Needs no capability.
  */
+#define BDSNAP_FEATURE_EVENTS		(1u << 1)	/* BDSNAP_IOC_EVENTS */
 struct bdsnap_version {
 	__u32 size;
 	__u32 flags;		/* in: 0 */
 	__u32 abi;		/* out: BDSNAP_ABI_VERSION */
 	__u32 hook;		/* out: 0 absent (nothing tracked), 1 active */
-	__u64 features;		/* out: none defined yet, 0 */
+	__u64 features;		/* out: BDSNAP_FEATURE_* */
 	char release[32];	/* out: the module's version, NUL-terminated */
 };
 
 /*
  * BDSNAP_IOC_TRACK: start change tracking of a device. Tracking again with
  * the same block size (or 0) is no error; with another: EEXIST.
+ * A device whose generation has ended gets a new one, unless it has snapshots
+ * that are still good.
  * ENODEV/ENXIO: no such block device. EOPNOTSUPP, EROFS, ENOMEDIUM, EBUSY:
  * see `cause`. ENOMEM: no memory for the map. ENOSPC: too many origins.
  */
@@ -153,6 +166,8 @@ enum bdsnap_origin_state {
 	BDSNAP_ORIGIN_TRACKED = 0,
 	BDSNAP_ORIGIN_RESIZED = 1,	/* size changed: the next snapshot starts a new generation */
 	BDSNAP_ORIGIN_GONE = 2,		/* its disk was removed: untrack it */
+	BDSNAP_ORIGIN_RESET = 3,	/* writes may have been missed, see cause: the next snapshot (or
+					   TRACK) starts a new generation; until then MAP_READ: ESTALE */
 };
 
 /* BDSNAP_IOC_LIST_ORIGINS: array of these, in the order of tracking. */
@@ -166,8 +181,8 @@ struct bdsnap_origin_info {
 	__u8 generation[16];
 	__u64 number;			/* of the newest snapshot, 0: none yet */
 	__u64 oldest;			/* `since` below this can't be answered */
-	__u32 snapshots;		/* versions alive */
-	__u32 reserved;
+	__u32 snapshots;		/* versions, failed ones included */
+	__u32 cause;			/* why its generation has ended: enum bdsnap_cause */
 	__u64 bytes_copied;		/* copied on write since tracking began */
 	__u64 writes_parked;		/* writes that waited, for a copy or at the gate */
 };
@@ -239,7 +254,8 @@ struct bdsnap_snapshot_create {
  * BDSNAP_IOC_SNAPSHOT_KEEP: the snapshot no longer ends with this open file.
  * BDSNAP_IOC_SNAPSHOT_DELETE: ENOENT: no such (which a script may take for
  * done). EBUSY: one of its images is open; with FORCE the images go all the
- * same and their readers get EIO.
+ * same and their readers get EIO. ETIMEDOUT: its store's device does not
+ * answer; the snapshot has failed, and can be deleted when that is over.
  */
 #define BDSNAP_DELETE_FORCE	(1u << 0)	/* DELETE only */
 struct bdsnap_snapshot_ref {
@@ -341,6 +357,46 @@ struct bdsnap_mark {
 	__u32 reserved;		/* in: 0 */
 };
 
+/*
+ * BDSNAP_IOC_EVENTS: a new file (close-on-exec) that delivers what happens
+ * from now on. read(2) gives whole struct bdsnap_event, as many as fit
+ * (EINVAL: not even one), and waits for the first unless the file is
+ * O_NONBLOCK (EAGAIN) or a signal comes (EINTR). poll(2): POLLIN. Each file
+ * gets every event; whoever falls behind by more than BDSNAP_MAX_EVENTS gets
+ * one BDSNAP_EVENT_LOST, and looks at the lists, which are always right.
+ */
+struct bdsnap_events {
+	__u32 size;
+	__u32 flags;		/* in: 0 */
+	__s32 fd;		/* out */
+	__u32 reserved;		/* in: 0 */
+};
+
+enum bdsnap_event_type {
+	BDSNAP_EVENT_TRACKED = 1,	/* an origin: a generation begins */
+	BDSNAP_EVENT_UNTRACKED = 2,	/* it is not tracked any more */
+	BDSNAP_EVENT_ORIGIN_ENDED = 3,	/* its generation has ended: see cause */
+	BDSNAP_EVENT_CREATED = 4,	/* one for each origin of a new snapshot */
+	BDSNAP_EVENT_FAILED = 5,	/* of an origin of a snapshot: its image can't be read any more */
+	BDSNAP_EVENT_DAMAGED = 6,	/* the same: parts can't be read */
+	BDSNAP_EVENT_DELETED = 7,	/* a snapshot is gone: no origin */
+	BDSNAP_EVENT_LOST = 8,		/* `number` events were overwritten before they were read */
+};
+
+/* Fields that an event has nothing for are zero. */
+struct bdsnap_event {
+	__u64 sequence;			/* counts all events of the module */
+	__u64 time_ns;			/* CLOCK_REALTIME */
+	__u32 type;			/* enum bdsnap_event_type */
+	__u32 cause;			/* enum bdsnap_cause */
+	__u32 major;			/* the origin */
+	__u32 minor;
+	char name[BDSNAP_NAME_LEN];	/* its kernel name */
+	__u8 generation[16];
+	__u8 snapshot[16];		/* id */
+	__u64 number;			/* of the snapshot for this origin; LOST: see there */
+};
+
 #define BDSNAP_IOC_VERSION		_IOWR(BDSNAP_IOC_TYPE, 0x00, struct bdsnap_version)
 #define BDSNAP_IOC_TRACK		_IOWR(BDSNAP_IOC_TYPE, 0x01, struct bdsnap_track)
 #define BDSNAP_IOC_UNTRACK		_IOWR(BDSNAP_IOC_TYPE, 0x02, struct bdsnap_untrack)
@@ -353,5 +409,6 @@ struct bdsnap_mark {
 #define BDSNAP_IOC_LIST_VERSIONS	_IOWR(BDSNAP_IOC_TYPE, 0x24, struct bdsnap_list)
 #define BDSNAP_IOC_MAP_READ		_IOWR(BDSNAP_IOC_TYPE, 0x30, struct bdsnap_map_read)
 #define BDSNAP_IOC_MARK			_IOWR(BDSNAP_IOC_TYPE, 0x31, struct bdsnap_mark)
+#define BDSNAP_IOC_EVENTS		_IOWR(BDSNAP_IOC_TYPE, 0x40, struct bdsnap_events)
 
 #endif /* _UAPI_BDSNAP_H */

@@ -74,7 +74,7 @@ impl Registry {
         a.block_size = 1 << (tracker.map.shift() + SECTOR_SHIFT);
         a.generation = tracker.generation;
         let known = asked == [0; 16] || asked == tracker.generation;
-        if !known || tracker.is_resized() || !tracker.map.can_answer(a.since, a.number) {
+        if !known || tracker.ended() != 0 || !tracker.map.can_answer(a.since, a.number) {
             a.count = 0;
             abi::write_arg(arg, &a)?;
             return Err(ESTALE);

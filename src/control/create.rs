@@ -168,7 +168,7 @@ impl Registry {
         state.snapshots.reserve(1, GFP_KERNEL)?;
         let id = abi::random_uuid();
         let trackers = self.origins(state, devices)?;
-        let made = self.create_of(state, a, &trackers, fds, &store);
+        let made = self.create_of(state, a, &trackers, fds, &store, id);
         let (candidates, times) = match made {
             Ok(made) => made,
             Err(refused) => {
@@ -201,6 +201,10 @@ impl Registry {
         if let Some(place) = place {
             let _ = state.spares.remove(place);
         }
+        for image in snapshot.images.iter() {
+            let (tracker, number) = (image.tracker(), image.version().view.number());
+            tracker.tell(abi::BDSNAP_EVENT_CREATED, 0, id, number);
+        }
         // There is room: see above.
         let _ = state.snapshots.push_within_capacity(snapshot);
         Ok(())
@@ -214,15 +218,27 @@ impl Registry {
         trackers: &[Arc<Tracker>],
         fds: &[i32],
         store: &Arc<Store>,
+        id: [u8; 16],
     ) -> Result<(KVec<Candidate>, Times), Refused> {
         let freezer = Freezer::new(file_systems(fds)?, copies(trackers)?)?;
         self.make_room(state, store)?;
         let mut candidates = KVec::with_capacity(trackers.len(), GFP_KERNEL)?;
         for (index, tracker) in trackers.iter().enumerate() {
-            let candidate = prepare(state, tracker, store).map_err(|r| r.of(index))?;
+            let candidate = prepare(state, tracker, store, id).map_err(|r| r.of(index))?;
             candidates.push(candidate, GFP_KERNEL)?;
         }
         let times = self.cut(a, &mut candidates, &freezer)?;
+        // Whatever ended a generation before the cut may not have been in the versions' list then.
+        let ended = candidates
+            .iter()
+            .enumerate()
+            .find_map(|(i, c)| Some((i, c.tracker.ended())).filter(|(_, cause)| *cause != 0));
+        if let Some((index, cause)) = ended {
+            for candidate in candidates.iter() {
+                cow::remove(&candidate.tracker, &candidate.version);
+            }
+            return Err(Refused::new(EBUSY, cause).of(index));
+        }
         Ok((candidates, times))
     }
 
@@ -247,15 +263,14 @@ impl Registry {
                 let cause = abi::BDSNAP_CAUSE_DRAIN_TIMEOUT;
                 return Err(Refused::new(EBUSY, cause).of(index));
             }
+            let ended = tracker.ended();
             if !tracker.device.is_live() {
                 let cause = abi::BDSNAP_CAUSE_ORIGIN_GONE;
                 return Err(Refused::new(ENODEV, cause).of(index));
             }
-            let versions = tracker.lock_chain().len();
-            if tracker.is_resized() {
-                if versions > 0 {
-                    let cause = abi::BDSNAP_CAUSE_RESIZED;
-                    return Err(Refused::new(EBUSY, cause).of(index));
+            if ended != 0 {
+                if !tracker.lock_chain().is_dead() {
+                    return Err(Refused::new(EBUSY, ended).of(index));
                 }
                 tracker = self.renew(state, &tracker).map_err(|r| r.of(index))?;
                 if state.has_strays(dev) {
@@ -263,7 +278,7 @@ impl Registry {
                     return Err(Refused::new(EBUSY, cause).of(index));
                 }
             }
-            if versions >= abi::BDSNAP_MAX_VERSIONS as usize {
+            if tracker.lock_chain().len() >= abi::BDSNAP_MAX_VERSIONS as usize {
                 return Err(Refused::from(ENOSPC).of(index));
             }
             trackers.push(tracker, GFP_KERNEL)?;
@@ -382,6 +397,7 @@ fn prepare(
     state: &State,
     tracker: &Arc<Tracker>,
     store: &Arc<Store>,
+    snapshot: [u8; 16],
 ) -> Result<Candidate, Refused> {
     let logical = tracker.device.logical_block();
     // The last granule may be short, and images are read in the origin's blocks.
@@ -390,7 +406,7 @@ fn prepare(
     }
     tracker.map.age_if_due();
     let view = tracker.map.prepare_view()?;
-    let version = Version::new(view, store.clone(), tracker.sectors())?;
+    let version = Version::new(view, store.clone(), tracker.sectors(), snapshot)?;
     for store in state.stores().filter(|s| s.disk() == tracker.disk()) {
         for span in store.on_disk() {
             if let Some(part) = range::in_origin(span, tracker.span()) {
@@ -500,8 +516,11 @@ impl Plan {
             candidate.tracker.inflight.close();
             gates.closed = self.order.get(..=n).unwrap_or_default();
             // The next one is closed only when nothing of this one's is left: what is let go here
-            // may still have to pass there.
-            if !deadline.wait_until(|| candidate.tracker.inflight.is_drained()) {
+            // may still have to pass there, and so may what goes to its stores.
+            let alone = self.order.len() == n + 1;
+            if !deadline.wait_until(|| {
+                candidate.tracker.inflight.is_drained() && (alone || candidate.tracker.is_idle())
+            }) {
                 let cause = abi::BDSNAP_CAUSE_DRAIN_TIMEOUT;
                 return Err(Refused::new(ETIMEDOUT, cause).of(index));
             }

@@ -6,7 +6,9 @@ use super::Registry;
 use super::Snapshot;
 use super::State;
 use crate::cow;
+use crate::event;
 use crate::kapi::abi;
+use crate::kapi::time::Deadline;
 use crate::tracker::Tracker;
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -55,6 +57,17 @@ fn delete(state: &mut State, place: usize, force: bool) -> Result {
         snapshot.images.iter().for_each(|i| i.close(false));
         return Err(EBUSY);
     }
+    // From here on it is of no use to anybody; what is on its way to its store must get there
+    // before its memory can go.
+    snapshot.images.iter().for_each(|i| i.version().close());
+    let deadline = Deadline::after_ms(abi::BDSNAP_TIMEOUT_DEFAULT_MS);
+    let idle = || snapshot.images.iter().all(|i| i.version().is_idle());
+    if !deadline.wait_until(idle) {
+        let cause = abi::BDSNAP_CAUSE_STORE_STALLED;
+        snapshot.images.iter().for_each(|i| i.version().fail(cause));
+        snapshot.images.iter().for_each(|i| i.close(false));
+        return Err(ETIMEDOUT);
+    }
     let snapshot = state.snapshots.remove(place).map_err(|_| ENOENT)?;
     dissolve(snapshot);
     Ok(())
@@ -62,7 +75,9 @@ fn delete(state: &mut State, place: usize, force: bool) -> Result {
 
 /// Takes a snapshot apart: images, versions, store.
 pub(super) fn dissolve(snapshot: Snapshot) {
-    let Snapshot { images, store, .. } = snapshot;
+    let Snapshot {
+        id, images, store, ..
+    } = snapshot;
     for image in images {
         let (tracker, version) = (image.tracker().clone(), image.version().clone());
         // Nobody reads it any more after this.
@@ -72,6 +87,11 @@ pub(super) fn dissolve(snapshot: Snapshot) {
     // Others may still use slots of it, but new images show again what is there.
     store.mark_changed();
     drop(store);
+    event::post(abi::bdsnap_event {
+        type_: abi::BDSNAP_EVENT_DELETED,
+        snapshot: id,
+        ..Default::default()
+    });
 }
 
 /// Deletes all snapshots that an origin is part of. EBUSY: an image is open; those before it are
@@ -92,8 +112,13 @@ pub(super) fn end_session(registry: &Registry, session: u64) {
         .iter()
         .position(|s| s.owner == Some(session))
     {
-        // Whoever reads an image gets EIO.
-        let _ = delete(&mut state, place, true);
+        // Whoever reads an image gets EIO. One whose store does not answer stays, for others to
+        // delete.
+        if delete(&mut state, place, true).is_err() {
+            if let Some(snapshot) = state.snapshots.get_mut(place) {
+                snapshot.owner = None;
+            }
+        }
     }
     state.spares.retain(|s| s.owner != session);
 }

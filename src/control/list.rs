@@ -6,12 +6,14 @@ use super::create::copy_name;
 use super::Registry;
 use super::Snapshot;
 use crate::cow::Damage;
+use crate::event;
 use crate::image::Image;
 use crate::kapi::abi;
 use crate::kapi::abi::Abi;
 use crate::tracker::Tracker;
 use bdsnap_logic::units::SECTOR_SHIFT;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 use kernel::transmute::AsBytes;
 
 /// Reads the argument of a list, checked; only the list of versions has an id.
@@ -67,16 +69,31 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// BDSNAP_IOC_EVENTS.
+    pub(super) fn events(&self, _session: u64, arg: usize) -> Result {
+        let mut a = abi::read_arg::<abi::bdsnap_events>(arg)?;
+        if a.flags != 0 || a.reserved != 0 {
+            return Err(EINVAL);
+        }
+        // A caller that can't be told gets nothing.
+        abi::write_arg(arg, &a)?;
+        a.fd = event::open()?;
+        abi::write_arg(arg, &a)
+    }
+}
+
 /// What there is to say of an origin.
-fn origin(tracker: &Tracker) -> abi::bdsnap_origin_info {
+fn origin(tracker: &Arc<Tracker>) -> abi::bdsnap_origin_info {
     let (number, oldest) = tracker.map.numbers();
     let (copied, parked) = tracker.counts();
-    let state = if !tracker.device.is_live() {
-        abi::BDSNAP_ORIGIN_GONE
-    } else if tracker.is_resized() {
-        abi::BDSNAP_ORIGIN_RESIZED
-    } else {
-        abi::BDSNAP_ORIGIN_TRACKED
+    let cause = tracker.ended();
+    let state = match cause {
+        _ if !tracker.device.is_live() => abi::BDSNAP_ORIGIN_GONE,
+        0 => abi::BDSNAP_ORIGIN_TRACKED,
+        abi::BDSNAP_CAUSE_ORIGIN_GONE => abi::BDSNAP_ORIGIN_GONE,
+        abi::BDSNAP_CAUSE_RESIZED => abi::BDSNAP_ORIGIN_RESIZED,
+        _ => abi::BDSNAP_ORIGIN_RESET,
     };
     let mut info = abi::bdsnap_origin_info {
         major: tracker.dev().major(),
@@ -84,6 +101,7 @@ fn origin(tracker: &Tracker) -> abi::bdsnap_origin_info {
         device_size: tracker.sectors() << SECTOR_SHIFT,
         block_size: 1 << (tracker.map.shift() + SECTOR_SHIFT),
         state,
+        cause,
         generation: tracker.generation,
         number,
         oldest,
@@ -100,7 +118,7 @@ fn origin(tracker: &Tracker) -> abi::bdsnap_origin_info {
 fn health(image: &Image) -> (u32, u32) {
     match image.version().damage() {
         Damage::None => (abi::BDSNAP_SNAPSHOT_OK, 0),
-        Damage::Parts => (abi::BDSNAP_SNAPSHOT_DAMAGED, abi::BDSNAP_CAUSE_ORIGIN_IO),
+        Damage::Parts(cause) => (abi::BDSNAP_SNAPSHOT_DAMAGED, cause),
         Damage::All(cause) => (abi::BDSNAP_SNAPSHOT_FAILED, cause),
     }
 }

@@ -19,10 +19,13 @@ use crate::kapi::bdev::Dev;
 use crate::kapi::global::Global;
 use crate::kapi::global::GlobalGuard;
 use crate::kapi::hook::Hook;
+use crate::kapi::power::PowerWatch;
 use crate::kapi::queue::OwnedQueue;
+use crate::kapi::sentry::Sentry;
 use crate::store::Store;
 use crate::tracker::Intercept;
 use crate::tracker::Tracker;
+use crate::tracker::Watch;
 use core::sync::atomic::AtomicU64;
 use kernel::new_mutex;
 use kernel::prelude::*;
@@ -55,6 +58,10 @@ struct Spare {
 
 /// What is there while anything is tracked.
 struct Hooked {
+    /// What sees requests that pass the hook by, and disks change or go.
+    _sentry: Sentry<Watch>,
+    /// What hears of hibernation.
+    _power: PowerWatch<Watch>,
     /// The hook.
     _hook: Hook<Intercept>,
     /// Keeps the module.
@@ -87,6 +94,8 @@ pub(crate) struct Registry {
     queue: Arc<OwnedQueue>,
     /// Where file systems are frozen: they wait for all kinds of other work.
     freezing: OwnedQueue,
+    /// Where works sleep that look at something now and then.
+    idle: Arc<OwnedQueue>,
     /// The next session's number.
     next_session: AtomicU64,
 }
@@ -95,6 +104,7 @@ pub(crate) struct Registry {
 impl PinnedDrop for Registry {
     fn drop(self: Pin<&mut Self>) {
         // The last steps of works of trackers that are gone: they hold references to the queue.
+        self.idle.flush();
         self.queue.flush();
     }
 }
@@ -106,6 +116,7 @@ static REGISTRY: Global<Registry> = Global::new();
 pub(crate) fn start() -> Result<GlobalGuard<Registry>> {
     let queue = Arc::new(OwnedQueue::new(c"bdsnap", true)?, GFP_KERNEL)?;
     let freezing = OwnedQueue::new(c"bdsnap_freeze", false)?;
+    let idle = Arc::new(OwnedQueue::new(c"bdsnap_idle", false)?, GFP_KERNEL)?;
     let registry = Arc::pin_init(
         pin_init!(Registry {
             state <- new_mutex!(State {
@@ -118,6 +129,7 @@ pub(crate) fn start() -> Result<GlobalGuard<Registry>> {
             }),
             queue,
             freezing,
+            idle,
             next_session: AtomicU64::new(1),
         }),
         GFP_KERNEL,

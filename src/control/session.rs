@@ -68,6 +68,7 @@ impl MiscDevice for Session {
             abi::BDSNAP_NR_LIST_VERSIONS => Registry::list_versions,
             abi::BDSNAP_NR_MAP_READ => Registry::map_read,
             abi::BDSNAP_NR_MARK => Registry::mark,
+            abi::BDSNAP_NR_EVENTS => Registry::events,
             _ => return Err(ENOTTY),
         };
         if !abi::is_admin() {

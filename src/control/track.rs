@@ -12,6 +12,8 @@ use crate::kapi::abi::Refused;
 use crate::kapi::bdev::BlockDevice;
 use crate::kapi::bdev::Dev;
 use crate::kapi::hook::Hook;
+use crate::kapi::power::PowerWatch;
+use crate::kapi::sentry::Sentry;
 use crate::kapi::time::Deadline;
 use crate::tracker;
 use crate::tracker::Table;
@@ -35,7 +37,7 @@ impl Registry {
         }
         a.abi = abi::BDSNAP_ABI_VERSION;
         a.hook = u32::from(self.state.lock().hooked.is_some());
-        a.features = 0;
+        a.features = u64::from(abi::BDSNAP_FEATURE_EVENTS);
         a.release = Default::default();
         for (to, from) in a.release.iter_mut().zip(RELEASE) {
             *to = *from as kernel::ffi::c_char;
@@ -78,19 +80,24 @@ impl Registry {
         dev: Dev,
         block_size: u32,
     ) -> Result<Arc<Tracker>, Refused> {
-        if let Some(tracker) = state.tracker(dev) {
+        if let Some(tracker) = state.tracker(dev).cloned() {
+            let same = block_size == 0 || block_size == 1 << (tracker.map.shift() + SECTOR_SHIFT);
+            let ended = tracker.ended() != 0;
+            if tracker.device.is_live() && !same {
+                return Err(EEXIST.into());
+            }
+            if !ended {
+                return Ok(tracker);
+            }
             if tracker.device.is_live() {
-                let same =
-                    block_size == 0 || block_size == 1 << (tracker.map.shift() + SECTOR_SHIFT);
-                return if same {
-                    Ok(tracker.clone())
-                } else {
-                    Err(EEXIST.into())
+                // With images that are still good, the old generation stays until they go.
+                return match tracker.lock_chain().is_dead() {
+                    true => self.renew(state, &tracker),
+                    false => Ok(tracker.clone()),
                 };
             }
             // Another disk with the number of one that is gone: not the same origin.
-            let gone = tracker.clone();
-            self.forget(state, &gone)?;
+            self.forget(state, &tracker)?;
         }
         if state.trackers.len() >= abi::BDSNAP_MAX_ORIGINS as usize {
             return Err(ENOSPC.into());
@@ -124,7 +131,7 @@ impl Registry {
         device: BlockDevice,
         shift: u32,
     ) -> Result<Arc<Tracker>, Refused> {
-        let tracker = Tracker::new(device, shift, self.queue.clone())?;
+        let tracker = Tracker::new(device, shift, self.queue.clone(), self.idle.clone())?;
         state.trackers.push(tracker.clone(), GFP_KERNEL)?;
         if let Err(e) = publish(state) {
             let _ = state.trackers.pop();
@@ -138,10 +145,12 @@ impl Registry {
             self.forget(state, &tracker)?;
             return Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_DRAIN_TIMEOUT));
         }
+        tracker.tell(abi::BDSNAP_EVENT_TRACKED, 0, [0; 16], 0);
         Ok(tracker)
     }
 
-    /// Starts a new generation of an origin that has no versions: after its size has changed.
+    /// Starts a new generation of an origin whose versions, if any, are dead: after its size has
+    /// changed, or writes may have been missed. Failed versions keep the old tracker.
     pub(super) fn renew(
         &self,
         state: &mut State,
@@ -150,7 +159,7 @@ impl Registry {
         let device = BlockDevice::open(old.dev())?;
         check(&device)?;
         let shift = old.map.shift();
-        let new = Tracker::new(device, shift, self.queue.clone())?;
+        let new = Tracker::new(device, shift, self.queue.clone(), self.idle.clone())?;
         state.dying.reserve(1, GFP_KERNEL)?;
         let Some(place) = state.trackers.iter_mut().find(|t| Arc::ptr_eq(t, old)) else {
             return Err(ENOENT.into());
@@ -160,6 +169,8 @@ impl Registry {
             Ok(()) => {
                 let _ = state.dying.push_within_capacity(old.clone());
                 state.reap();
+                old.tell_end();
+                new.tell(abi::BDSNAP_EVENT_TRACKED, 0, [0; 16], 0);
                 Ok(new)
             }
             Err(e) => {
@@ -188,9 +199,13 @@ impl Registry {
     }
 
     /// Takes a tracker out of the table. EBUSY: it has versions, or writes in flight don't end.
+    /// (Dead versions of a disk that is gone are no hindrance: nobody can write to it.)
     fn forget(&self, state: &mut State, tracker: &Arc<Tracker>) -> Result {
-        if tracker.lock_chain().len() > 0 {
-            return Err(EBUSY);
+        {
+            let chain = tracker.lock_chain();
+            if chain.len() > 0 && (tracker.device.is_live() || !chain.is_dead()) {
+                return Err(EBUSY);
+            }
         }
         let place = state
             .trackers
@@ -208,6 +223,8 @@ impl Registry {
         if !drained && self.renew(state, &tracker.clone()).is_ok() {
             return Err(EBUSY);
         }
+        tracker.tell_end();
+        tracker.tell(abi::BDSNAP_EVENT_UNTRACKED, 0, [0; 16], 0);
         if let (Ok(old), false) = (state.trackers.remove(place), drained) {
             let _ = state.dying.push_within_capacity(old);
         }
@@ -237,7 +254,10 @@ fn hook(device: &BlockDevice) -> Result<Hooked, Refused> {
     if !hook.self_test(device)? {
         return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_HOOK_BLIND));
     }
+    let blind = |_| Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_HOOK_BLIND);
     Ok(Hooked {
+        _sentry: Sentry::post().map_err(blind)?,
+        _power: PowerWatch::register()?,
         _hook: hook,
         _module: module,
     })

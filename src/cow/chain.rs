@@ -17,7 +17,6 @@ use bdsnap_logic::granule::State;
 use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Span;
 use core::cell::Cell;
-use core::sync::atomic::Ordering;
 use kernel::alloc::Flags;
 use kernel::prelude::*;
 use kernel::rbtree::RBTree;
@@ -317,6 +316,10 @@ pub(crate) struct Chain {
     pub(super) pool: Option<Pool>,
     /// I/O to be started; has room for one of each run.
     pub(super) starts: KVec<Start>,
+    /// When the copying got on last, or had nothing to do (`CLOCK_MONOTONIC`, nanoseconds).
+    pub(super) progress: u64,
+    /// Whether somebody watches the progress.
+    pub(super) watched: bool,
 }
 
 impl Chain {
@@ -328,7 +331,14 @@ impl Chain {
             claim: None,
             pool: None,
             starts: KVec::new(),
+            progress: 0,
+            watched: false,
         }
+    }
+
+    /// Whether no version lives: what there is has failed, or is being deleted.
+    pub(crate) fn is_dead(&self) -> bool {
+        !self.links.iter().any(|l| l.version.is_live())
     }
 
     /// Makes room for one more version, so that [`Chain::push`] can't fail. ENOMEM. May sleep.
@@ -471,7 +481,7 @@ impl Chain {
             version.fail(abi::BDSNAP_CAUSE_NO_MEMORY);
             return Attempt::Failed;
         };
-        version.jobs.fetch_add(1, Ordering::AcqRel);
+        version.job_begins();
         let sectors = version.sectors_of(span);
         *job = Some(Job {
             version,

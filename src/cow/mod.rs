@@ -10,6 +10,7 @@ mod bits;
 mod chain;
 mod remove;
 mod version;
+mod watch;
 mod worker;
 
 pub(crate) use chain::Chain;
@@ -18,5 +19,6 @@ pub(crate) use remove::remove;
 pub(crate) use version::Damage;
 pub(crate) use version::Version;
 pub(crate) use version::Versions;
+pub(crate) use watch::watch;
 pub(crate) use worker::settle;
 pub(crate) use worker::work;

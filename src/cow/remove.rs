@@ -14,7 +14,6 @@ use bdsnap_logic::granule::State;
 use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Span;
 use core::cell::Cell;
-use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::rcu;
 use kernel::sync::Arc;
@@ -26,7 +25,7 @@ pub(crate) fn remove(tracker: &Arc<Tracker>, version: &Arc<Version>) {
     // Copies are begun under the lock, for versions that live: seen there, zero stays zero.
     let mut chain = loop {
         let chain = tracker.lock_chain();
-        if version.jobs.load(Ordering::Acquire) == 0 {
+        if version.is_idle() {
             break chain;
         }
         drop(chain);

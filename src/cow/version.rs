@@ -23,8 +23,8 @@ use kernel::sync::Arc;
 pub(crate) enum Damage {
     /// Not at all.
     None,
-    /// Some granules can't be read.
-    Parts,
+    /// Some granules can't be read: the cause, `BDSNAP_CAUSE_*`.
+    Parts(u32),
     /// Nothing can be read: the cause, `BDSNAP_CAUSE_*`.
     All(u32),
 }
@@ -44,8 +44,14 @@ pub(crate) struct Version {
     data: Bits,
     /// Cause of its failure: `BDSNAP_CAUSE_*`, 0 while it lives.
     failed: AtomicU32,
+    /// Id of its snapshot.
+    pub(crate) snapshot: [u8; 16],
     /// Whether it is being deleted.
     closing: AtomicBool,
+    /// Why parts of it are lost: `BDSNAP_CAUSE_*`.
+    lost_by: AtomicU32,
+    /// The damage that has been told: 0 none, 1 parts, 2 all.
+    told: AtomicU32,
     /// Granules copied.
     copied: AtomicU64,
     /// Granules lost.
@@ -53,12 +59,17 @@ pub(crate) struct Version {
     /// Granules not kept: store extents.
     not_kept: AtomicU64,
     /// Copies on their way.
-    pub(super) jobs: AtomicU64,
+    jobs: AtomicU64,
 }
 
 impl Version {
     /// A version of an origin of `sectors` sectors that needs all granules. ENOMEM. May sleep.
-    pub(crate) fn new(view: View, store: Arc<Store>, sectors: u64) -> Result<Self> {
+    pub(crate) fn new(
+        view: View,
+        store: Arc<Store>,
+        sectors: u64,
+        snapshot: [u8; 16],
+    ) -> Result<Self> {
         let all = Span::<Sectors>::of_len(0, sectors).ok_or(EINVAL)?;
         let granules = all.outward::<Granules>(store.shift()).len();
         Ok(Self {
@@ -68,6 +79,9 @@ impl Version {
             data: Bits::new(granules)?,
             store,
             failed: AtomicU32::new(0),
+            snapshot,
+            lost_by: AtomicU32::new(0),
+            told: AtomicU32::new(0),
             closing: AtomicBool::new(false),
             copied: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -92,6 +106,21 @@ impl Version {
         granules.sectors(self.shift(), self.sectors)
     }
 
+    /// A copy for it begins.
+    pub(super) fn job_begins(&self) {
+        self.jobs.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A copy for it is over.
+    pub(super) fn job_ends(&self) {
+        self.jobs.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether no copy for it is on its way, to memory or to the store.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.jobs.load(Ordering::Acquire) == 0
+    }
+
     /// Whether copies are made for it.
     #[inline]
     pub(crate) fn is_live(&self) -> bool {
@@ -101,7 +130,9 @@ impl Version {
     /// How it is damaged.
     pub(crate) fn damage(&self) -> Damage {
         match self.failed.load(Ordering::Acquire) {
-            0 if self.lost.load(Ordering::Relaxed) > 0 => Damage::Parts,
+            0 if self.lost.load(Ordering::Relaxed) > 0 => {
+                Damage::Parts(self.lost_by.load(Ordering::Relaxed))
+            }
             0 => Damage::None,
             cause => Damage::All(cause),
         }
@@ -117,7 +148,13 @@ impl Version {
             let why = match cause {
                 abi::BDSNAP_CAUSE_STORE_FULL => "its store is full",
                 abi::BDSNAP_CAUSE_STORE_IO => "a write to its store failed",
+                abi::BDSNAP_CAUSE_STORE_STALLED => "its store does not answer",
                 abi::BDSNAP_CAUSE_NO_MEMORY => "there is no memory for it",
+                abi::BDSNAP_CAUSE_PASSTHROUGH | abi::BDSNAP_CAUSE_REQUEST_DM => {
+                    "its origin was written around the block layer's usual path"
+                }
+                abi::BDSNAP_CAUSE_RESIZED => "its origin shrank",
+                abi::BDSNAP_CAUSE_HIBERNATED => "the machine hibernates",
                 _ => "its origin is gone",
             };
             pr_notice!(
@@ -128,8 +165,32 @@ impl Version {
         }
     }
 
+    /// The damage that has not been told yet, which is then taken for told.
+    pub(super) fn untold(&self) -> Option<Damage> {
+        let damage = self.damage();
+        let grade = match damage {
+            Damage::None => 0,
+            Damage::Parts(_) => 1,
+            Damage::All(_) => 2,
+        };
+        (self.told.fetch_max(grade, Ordering::Relaxed) < grade).then_some(damage)
+    }
+
+    /// Whether there is such damage.
+    fn is_untold(&self) -> bool {
+        let told = self.told.load(Ordering::Relaxed);
+        told < 2 && self.failed.load(Ordering::Acquire) != 0
+            || told < 1 && self.lost.load(Ordering::Relaxed) > 0
+    }
+
+    /// Takes note that so many more granules can't be read, and why.
+    pub(super) fn lose(&self, granules: u64, cause: u32) {
+        self.lost_by.store(cause, Ordering::Relaxed);
+        self.lost.fetch_add(granules, Ordering::Relaxed);
+    }
+
     /// Makes no more copies for it: it is being deleted.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::Release);
     }
 
@@ -165,8 +226,11 @@ impl Version {
         // In this order: who sees a granule kept, sees that there is data.
         self.data.set(span);
         self.kept.set(span);
-        let count = if lost { &self.lost } else { &self.copied };
-        count.fetch_add(span.len(), Ordering::Relaxed);
+        if lost {
+            self.lose(span.len(), abi::BDSNAP_CAUSE_ORIGIN_IO);
+        } else {
+            self.copied.fetch_add(span.len(), Ordering::Relaxed);
+        }
     }
 
     /// It takes data over from a newer version, or takes note that it is lost.
@@ -174,7 +238,7 @@ impl Version {
         self.data.set(span);
         self.kept.set(span);
         if lost {
-            self.lost.fetch_add(span.len(), Ordering::Relaxed);
+            self.lose(span.len(), abi::BDSNAP_CAUSE_ORIGIN_IO);
         }
     }
 
@@ -218,6 +282,21 @@ impl Versions {
             list,
             settling: AtomicBool::new(settling),
         }
+    }
+
+    /// Gives all of them up: see [`Version::fail`].
+    pub(crate) fn fail(&self, cause: u32) {
+        self.list.iter().for_each(|v| v.fail(cause));
+    }
+
+    /// Whether there is damage that has not been told.
+    pub(super) fn any_untold(&self) -> bool {
+        self.list.iter().any(|v| v.is_untold())
+    }
+
+    /// Whether no copy for any of them is on its way.
+    pub(crate) fn are_idle(&self) -> bool {
+        self.list.iter().all(|v| v.is_idle())
     }
 
     /// The newest has all that it gets.

@@ -10,7 +10,9 @@ use super::chain::Job;
 use super::chain::Phase;
 use super::chain::Place;
 use super::chain::Start;
+use super::version::Damage;
 use super::version::Version;
+use super::version::Versions;
 use crate::kapi::abi;
 use crate::kapi::bio::ParkedList;
 use crate::kapi::noio;
@@ -19,16 +21,18 @@ use crate::kapi::run::Direction;
 use crate::kapi::run::Io;
 use crate::kapi::run::Run;
 use crate::kapi::slot;
+use crate::kapi::time;
 use crate::kapi::time::Deadline;
 use crate::kapi::trace;
 use crate::tracker::Tracker;
+use bdsnap_logic::granule::State;
 use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use bdsnap_logic::units::SECTOR_SHIFT;
-use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::rbtree::RBTreeNode;
+use kernel::sync::rcu;
 use kernel::sync::Arc;
 
 /// One round: what has ended, what has arrived, what waits. Runs on the tracker's work queue.
@@ -37,7 +41,11 @@ pub(crate) fn work(tracker: &Arc<Tracker>) {
     let mut released = ParkedList::new();
     let mut chain = tracker.lock_chain();
     chain.restock();
+    if chain.waiting.is_empty() {
+        chain.progress = time::monotonic_ns();
+    }
     for run in tracker.done.take_all() {
+        chain.progress = time::monotonic_ns();
         chain.ended(tracker, run);
     }
     let mut waiting = chain.waiting.take_all();
@@ -56,9 +64,38 @@ pub(crate) fn work(tracker: &Arc<Tracker>) {
         chain.claim = chain.advance(span, cursor).map(|cursor| (span, cursor));
     }
     let starts = chain.take_starts();
+    if !chain.waiting.is_empty() && !chain.watched {
+        chain.watched = true;
+        tracker.kick_watch();
+    }
     drop(chain);
     start(tracker, starts);
     tracker.release(released);
+    tell(tracker);
+}
+
+/// Tells what has happened to the origin and its versions, if that has not been told.
+fn tell(tracker: &Tracker) {
+    tracker.tell_end();
+    let guard = rcu::read_lock();
+    let untold = tracker
+        .versions
+        .read(&guard)
+        .is_some_and(Versions::any_untold);
+    drop(guard);
+    if !untold {
+        return;
+    }
+    // Where there is no memory for the list, the next round does it.
+    let versions = tracker.lock_chain().versions(None).unwrap_or_default();
+    for version in versions {
+        let (kind, cause) = match version.untold() {
+            Some(Damage::All(cause)) => (abi::BDSNAP_EVENT_FAILED, cause),
+            Some(Damage::Parts(cause)) => (abi::BDSNAP_EVENT_DAMAGED, cause),
+            Some(Damage::None) | None => continue,
+        };
+        tracker.tell(kind, cause, version.snapshot, version.view.number());
+    }
 }
 
 /// Copies what versions need of these sectors, as if they were about to be written, and waits for
@@ -174,7 +211,7 @@ impl Chain {
         if let Some(pool) = self.pool.as_mut() {
             pool.give(run);
         }
-        version.jobs.fetch_sub(1, Ordering::AcqRel);
+        version.job_ends();
     }
 
     /// A job's old data is in memory, but for the granules with a bit in `bad`.
@@ -224,6 +261,7 @@ impl Chain {
         let version = job.version;
         if !ok {
             version.fail(abi::BDSNAP_CAUSE_STORE_IO);
+            self.lost_to_older(&version, job.span);
         }
         if let Some(link) = self.link_mut(&version) {
             let mut cursor = link.extents.cursor_lower_bound_mut(&job.span.start());
@@ -247,6 +285,25 @@ impl Chain {
             link.join(job.span.end() - 1);
         }
         self.over(run, &version);
+    }
+
+    /// A version's data of some granules is lost: older versions that would read it there have
+    /// lost it, too.
+    fn lost_to_older(&mut self, version: &Version, span: Span<Granules>) {
+        let Some(index) = self.index_of(version) else {
+            return;
+        };
+        for link in self.links.iter().skip(index + 1) {
+            let mut at = span.start();
+            while let Some(rest) = Span::new(at, span.end()).filter(|s| !s.is_empty()) {
+                let (state, upto) = link.state_run(rest);
+                if state == State::Needed {
+                    let cause = abi::BDSNAP_CAUSE_STORE_IO;
+                    link.version.lose(upto.saturating_sub(at), cause);
+                }
+                at = upto;
+            }
+        }
     }
 
     /// Forgets an extent that is being read.

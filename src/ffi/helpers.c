@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 #include <linux/annotate.h>
+#include <linux/anon_inodes.h>
 #include <linux/blk-integrity.h>
 #include <linux/blk-mq.h>
 #include <linux/delay.h>
 #include <linux/fileattr.h>
 #include <linux/highmem.h>
 #include <linux/ktime.h>
+#include <linux/major.h>
 #include <linux/mm.h>
 #include <linux/part_stat.h>
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
+#include <scsi/scsi_cmnd.h>
 #include "helpers.h"
 
 /*
@@ -24,6 +27,49 @@ notrace unsigned long bdsnap_ftrace_arg0(struct ftrace_regs *regs)
 notrace void bdsnap_ftrace_set_ip(struct ftrace_regs *regs, unsigned long ip)
 {
 	ftrace_regs_set_instruction_pointer(regs, ip);
+}
+
+notrace unsigned long bdsnap_ftrace_arg1(struct ftrace_regs *regs)
+{
+	return ftrace_regs_get_argument(regs, 1);
+}
+
+/* The disk that a request goes to; NULL: to none (an admin queue). */
+notrace struct gendisk *bdsnap_request_disk(struct request *rq)
+{
+	return rq->q->disk;
+}
+
+notrace unsigned int bdsnap_request_op(struct request *rq)
+{
+	return rq->cmd_flags & REQ_OP_MASK;
+}
+
+notrace unsigned int bdsnap_request_bytes(struct request *rq)
+{
+	return blk_rq_bytes(rq);
+}
+
+/* The command of a passthrough request to a SCSI disk (sd's majors); else NULL. */
+notrace const unsigned char *bdsnap_request_cdb(struct request *rq, unsigned int *len)
+{
+	struct gendisk *disk = rq->q->disk;
+	struct scsi_cmnd *cmd;
+
+	*len = 0;
+	if (!disk || !blk_op_is_passthrough(rq->cmd_flags & REQ_OP_MASK))
+		return NULL;
+	switch (disk->major) {
+	case SCSI_DISK0_MAJOR:
+	case SCSI_DISK1_MAJOR ... SCSI_DISK7_MAJOR:
+	case SCSI_DISK8_MAJOR ... SCSI_DISK15_MAJOR:
+		break;
+	default:
+		return NULL;
+	}
+	cmd = blk_mq_rq_to_pdu(rq);
+	*len = min_t(unsigned int, cmd->cmd_len, sizeof(cmd->cmnd));
+	return cmd->cmnd;
 }
 
 /* Runs instead of submit_bio_noacct() for a bio that the hook has taken. */
@@ -388,4 +434,15 @@ int bdsnap_thaw(struct super_block *sb)
 bool bdsnap_is_frozen(struct super_block *sb)
 {
 	return READ_ONCE(sb->s_writers.frozen) == SB_FREEZE_COMPLETE;
+}
+
+/* A new, read-only descriptor of this process; on success it owns `data`. */
+int bdsnap_anon_fd(const char *name, const struct file_operations *fops, void *data)
+{
+	return anon_inode_getfd(name, fops, data, O_RDONLY | O_CLOEXEC);
+}
+
+bool bdsnap_file_nonblock(struct file *file)
+{
+	return file->f_flags & O_NONBLOCK;
 }

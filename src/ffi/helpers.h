@@ -7,6 +7,7 @@
 #define BDSNAP_HELPERS_H
 
 #include <linux/bio.h>
+#include <linux/blk-mq.h>
 #include <linux/blkdev.h>
 #include <linux/fiemap.h>
 #include <linux/fs.h>
@@ -21,6 +22,13 @@ void bdsnap_hook_taken(struct bio *bio);
 void bdsnap_hook_again(struct bio *bio);
 void bdsnap_submit_own(struct bio *bio);
 extern const char bdsnap_submit_own_end[];
+
+/* what goes around the submission of bios, and changes of disks */
+unsigned long bdsnap_ftrace_arg1(struct ftrace_regs *regs);
+struct gendisk *bdsnap_request_disk(struct request *rq);
+unsigned int bdsnap_request_op(struct request *rq);
+unsigned int bdsnap_request_bytes(struct request *rq);
+const unsigned char *bdsnap_request_cdb(struct request *rq, unsigned int *len);
 
 /* bio */
 void bdsnap_bio_zero(struct bio *bio);
@@ -78,6 +86,10 @@ void bdsnap_sync_fs(struct super_block *sb);
 int bdsnap_freeze(struct super_block *sb);
 int bdsnap_thaw(struct super_block *sb);
 bool bdsnap_is_frozen(struct super_block *sb);
+
+/* files without a name */
+int bdsnap_anon_fd(const char *name, const struct file_operations *fops, void *data);
+bool bdsnap_file_nonblock(struct file *file);
 
 /* tracepoints */
 void bdsnap_trace_park(dev_t dev, u64 sector, u64 sectors, u32 why);

@@ -227,6 +227,10 @@ fn resolve(read: &Arc<Read>, sectors: Span<Sectors>) {
     let mut rest = sectors;
     while !rest.is_empty() {
         let granules = rest.outward::<Granules>(version.shift());
+        // Made before the chain is locked: nobody who copies waits for our memory.
+        let Ok(mut child) = child(read, rest) else {
+            return read.parent.fail();
+        };
         let chain = read.shown.tracker.lock_chain();
         let (found, upto) = chain.locate(version, granules);
         let (sector, upto) = match &found {
@@ -243,24 +247,28 @@ fn resolve(read: &Arc<Read>, sectors: Span<Sectors>) {
             read.parent.fail();
             return;
         }
+        child.shorten(part.len());
+        let skipped = part.start() - version.sectors_of(some).start();
         // What is in memory stays there only while the chain is locked.
         if let Found::Memory(run, page) = &found {
-            fill(read, part, |child| {
-                let skipped = part.start() - version.sectors_of(some).start();
-                let from = (*page << version.shift()).saturating_add(skipped);
-                let bytes = (part.len() as usize) << SECTOR_SHIFT;
-                run.fill(child, 0, (from as usize) << SECTOR_SHIFT, bytes);
-            });
+            let from = (*page << version.shift()).saturating_add(skipped);
+            let bytes = (part.len() as usize) << SECTOR_SHIFT;
+            run.fill(&mut child, 0, (from as usize) << SECTOR_SHIFT, bytes);
         }
         drop(chain);
         match found {
             Found::Memory(..) => (),
-            Found::Zeros => fill(read, part, Child::zero),
+            Found::Zeros => child.zero(),
             Found::Unreadable => read.parent.fail(),
-            Found::Origin => fetch(read, part, None, part.start()),
+            Found::Origin => fetch(read, child, part, None, part.start()),
             Found::Stored(store, _) => {
-                let skipped = part.start() - version.sectors_of(some).start();
-                fetch(read, part, Some(store), sector.saturating_add(skipped));
+                fetch(
+                    read,
+                    child,
+                    part,
+                    Some(store),
+                    sector.saturating_add(skipped),
+                );
             }
         }
         rest = others;
@@ -276,16 +284,14 @@ fn child(read: &Read, part: Span<Sectors>) -> Result<Child> {
     )
 }
 
-/// Fills a part of a read.
-fn fill(read: &Read, part: Span<Sectors>, with: impl FnOnce(&mut Child)) {
-    match child(read, part) {
-        Ok(mut child) => with(&mut child),
-        Err(_) => read.parent.fail(),
-    }
-}
-
 /// Starts to read a part from `sector` of a store's device, or of the origin.
-fn fetch(read: &Arc<Read>, part: Span<Sectors>, store: Option<Arc<Store>>, sector: u64) {
+fn fetch(
+    read: &Arc<Read>,
+    child: Child,
+    part: Span<Sectors>,
+    store: Option<Arc<Store>>,
+    sector: u64,
+) {
     let from = store.clone();
     let piece = KBox::pin_init(
         pin_init!(Piece {
@@ -297,7 +303,7 @@ fn fetch(read: &Arc<Read>, part: Span<Sectors>, store: Option<Arc<Store>>, secto
         }),
         GFP_KERNEL,
     );
-    let (Ok(piece), Ok(child)) = (piece, child(read, part)) else {
+    let Ok(piece) = piece else {
         read.parent.fail();
         return;
     };

@@ -84,8 +84,17 @@ abi! {
     bdsnap_map_read = 96,
     bdsnap_range = 16,
     bdsnap_mark = 32,
+    bdsnap_events = 16,
+    bdsnap_event = 104,
     fiemap_extent = 56,
 }
+
+impl Clone for ffi::bdsnap_event {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl Copy for ffi::bdsnap_event {}
 
 /// Reads an ioctl's argument: a struct that carries its size first.
 ///

@@ -58,6 +58,12 @@ impl DiskId {
         // SAFETY: The caller's promise; `bd_disk` never changes.
         Self(unsafe { (*bdev).bd_disk } as usize)
     }
+
+    /// Of a disk by its C object, which is not looked into.
+    #[inline]
+    pub(super) fn of_disk(disk: *const bindings::gendisk) -> Self {
+        Self(disk as usize)
+    }
 }
 
 /// Length of a device name, with its NUL.

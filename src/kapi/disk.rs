@@ -325,6 +325,16 @@ impl Child {
         Ok(Self { bio })
     }
 
+    /// Leaves only the first `sectors` sectors of it, if it has more.
+    pub(crate) fn shorten(&mut self, sectors: u64) {
+        // SAFETY: The clone is ours, and not shorter than what is left of it.
+        unsafe {
+            if sectors < u64::from(self.bio.as_ref().bi_iter.bi_size >> 9) {
+                bindings::bio_trim(self.bio.as_ptr(), 0, sectors);
+            }
+        }
+    }
+
     /// The C object.
     pub(super) fn as_ptr(&mut self) -> *mut bindings::bio {
         self.bio.as_ptr()

@@ -345,6 +345,11 @@ impl HeldList {
         }
     }
 
+    /// Whether none is held.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.is_null()
+    }
+
     /// Adds one at the end.
     pub(crate) fn push(&mut self, held: Held) {
         let wrap = held.0.as_ptr();

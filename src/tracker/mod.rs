@@ -4,16 +4,19 @@
 
 mod intercept;
 mod table;
+mod watch;
 
 pub(crate) use intercept::Intercept;
 pub(crate) use table::mark_on_disk;
 pub(crate) use table::set_table;
 pub(crate) use table::Table;
+pub(crate) use watch::Watch;
 
 use crate::cbt::Map;
 use crate::cow;
 use crate::cow::Chain;
 use crate::cow::Versions;
+use crate::event;
 use crate::kapi::abi;
 use crate::kapi::bdev::BlockDevice;
 use crate::kapi::bdev::Dev;
@@ -34,6 +37,7 @@ use bdsnap_logic::units::Span;
 use core::ops::Deref;
 use core::ops::DerefMut;
 use core::sync::atomic::AtomicBool;
+use core::sync::atomic::AtomicU32;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering;
 use kernel::new_mutex;
@@ -70,8 +74,10 @@ pub(crate) struct Tracker {
     span: Span<Sectors>,
     /// Its medium.
     medium: u64,
-    /// Whether it was ever seen to be another device than when tracking began.
-    resized: AtomicBool,
+    /// Why its generation has ended, `BDSNAP_CAUSE_*`; 0: it goes on.
+    ended: AtomicU32,
+    /// Whether that has been told.
+    told: AtomicBool,
     /// UUID of the change map's life.
     pub(crate) generation: [u8; 16],
     /// The change map.
@@ -100,8 +106,13 @@ pub(crate) struct Tracker {
     /// cgroup), and the copying must not be.
     #[pin]
     releasing: Work<Tracker, 1>,
-    /// Where both run.
+    /// Sees that the copying gets on while writes wait for it.
+    #[pin]
+    watching: Work<Tracker, 2>,
+    /// Where copying and releasing run.
     queue: Arc<OwnedQueue>,
+    /// Where the watching does, which sleeps.
+    idle: Arc<OwnedQueue>,
 }
 
 /// A locked [`Chain`].
@@ -129,6 +140,7 @@ impl DerefMut for ChainGuard<'_> {
 impl_has_work! {
     impl HasWork<Tracker, 0> for Tracker { self.copying }
     impl HasWork<Tracker, 1> for Tracker { self.releasing }
+    impl HasWork<Tracker, 2> for Tracker { self.watching }
 }
 
 impl WorkItem<0> for Tracker {
@@ -147,6 +159,14 @@ impl WorkItem<1> for Tracker {
     }
 }
 
+impl WorkItem<2> for Tracker {
+    type Pointer = Arc<Tracker>;
+
+    fn run(this: Arc<Tracker>) {
+        cow::watch(&this);
+    }
+}
+
 impl RunOwner for Tracker {
     fn run_done(owner: Arc<Self>, run: Arc<Run<Self>>) {
         owner.done.push(run);
@@ -161,6 +181,7 @@ impl Tracker {
         device: BlockDevice,
         block_shift: u32,
         queue: Arc<OwnedQueue>,
+        idle: Arc<OwnedQueue>,
     ) -> Result<Arc<Self>> {
         let sectors = device.sectors();
         let span = Span::of_len(device.start_sector(), sectors).ok_or(EINVAL)?;
@@ -168,7 +189,8 @@ impl Tracker {
         Arc::pin_init(
             try_pin_init!(Self {
                 medium: device.medium(),
-                resized: AtomicBool::new(false),
+                ended: AtomicU32::new(0),
+                told: AtomicBool::new(false),
                 device,
                 span,
                 generation: abi::random_uuid(),
@@ -187,7 +209,9 @@ impl Tracker {
                 parked: AtomicU64::new(0),
                 copying <- new_work!("bdsnap::copying"),
                 releasing <- new_work!("bdsnap::releasing"),
+                watching <- new_work!("bdsnap::watching"),
                 queue,
+                idle,
             }? Error),
             GFP_KERNEL,
         )
@@ -213,16 +237,65 @@ impl Tracker {
         self.span.len()
     }
 
-    /// Whether the device is not what it was when tracking began, or has been otherwise at any time
-    /// that somebody looked: another size, place or medium.
-    pub(crate) fn is_resized(&self) -> bool {
-        let same = self.device.sectors() == self.span.len()
-            && self.device.start_sector() == self.span.start()
-            && self.device.medium() == self.medium;
-        if !same {
-            self.resized.store(true, Ordering::Relaxed);
+    /// Whether it is a whole disk (or a partition that begins where its disk does).
+    fn is_whole_disk(&self) -> bool {
+        self.span.start() == 0
+    }
+
+    /// Ends its generation: changes may be missed from here on, or have been. With `fatal` its
+    /// images can't be trusted any more, either. The first cause stays. Any context.
+    pub(crate) fn end(self: &Arc<Self>, cause: u32, fatal: bool) {
+        let first = self
+            .ended
+            .compare_exchange(0, cause, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok();
+        if fatal {
+            // Who makes a version now looks at `ended` after it is in the list.
+            let guard = rcu::read_lock();
+            if let Some(versions) = self.versions.read(&guard) {
+                versions.fail(cause);
+            }
         }
-        self.resized.load(Ordering::Relaxed)
+        if first || fatal {
+            self.kick();
+        }
+    }
+
+    /// Why its generation has ended, `BDSNAP_CAUSE_*`; 0: it goes on. Looks at the device, too:
+    /// whether it is there, and of the size, at the place and with the medium it had.
+    pub(crate) fn ended(self: &Arc<Self>) -> u32 {
+        if !self.device.is_live() {
+            self.end(abi::BDSNAP_CAUSE_ORIGIN_GONE, true);
+        } else if self.device.sectors() != self.span.len()
+            || self.device.start_sector() != self.span.start()
+            || self.device.medium() != self.medium
+        {
+            self.end(abi::BDSNAP_CAUSE_RESIZED, false);
+        }
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Whether no copy of it is on its way, to memory or to a store.
+    pub(crate) fn is_idle(&self) -> bool {
+        let guard = rcu::read_lock();
+        self.versions.read(&guard).is_none_or(Versions::are_idle)
+    }
+
+    /// Posts an event about it; `snapshot` and `number` where it is about one. May sleep.
+    pub(crate) fn tell(&self, kind: u32, cause: u32, snapshot: [u8; 16], number: u64) {
+        let mut event = event::of_origin(kind, self.dev(), &self.device.name(), self.generation);
+        event.cause = cause;
+        event.snapshot = snapshot;
+        event.number = number;
+        event::post(event);
+    }
+
+    /// Tells the end of its generation, once. May sleep.
+    pub(crate) fn tell_end(&self) {
+        let cause = self.ended.load(Ordering::SeqCst);
+        if cause != 0 && !self.told.swap(true, Ordering::Relaxed) {
+            self.tell(abi::BDSNAP_EVENT_ORIGIN_ENDED, cause, [0; 16], 0);
+        }
     }
 
     /// Marks sectors as changed. Any context that may take memory with GFP_NOWAIT.
@@ -246,6 +319,11 @@ impl Tracker {
     pub(crate) fn kick(self: &Arc<Self>) {
         // An error means that it is queued already.
         let _ = self.queue.queue().enqueue::<_, 0>(self.clone());
+    }
+
+    /// Gets the watching going. Any context.
+    pub(crate) fn kick_watch(self: &Arc<Self>) {
+        let _ = self.idle.queue().enqueue::<_, 2>(self.clone());
     }
 
     /// Gets the releasing worker going. Any context.

@@ -89,6 +89,12 @@ impl Table {
         rest.get(..n).unwrap_or_default()
     }
 
+    /// All trackers, or those on a disk.
+    pub(super) fn trackers(&self, disk: Option<DiskId>) -> impl Iterator<Item = &Arc<Tracker>> {
+        let entries = disk.map_or(&*self.0, |disk| self.on_disk(disk));
+        entries.iter().map(|e| &e.tracker)
+    }
+
     /// The origins that sectors of a disk lie on, each with its part of them, relative to it.
     #[inline]
     pub(super) fn touched(

@@ -26,9 +26,20 @@ macro_rules! abi_struct {
             const C_NAME: &'static str = $c_name;
             const SIZE: usize = std::mem::size_of::<$name>();
             const FIELDS: &'static [(&'static str, usize)] =
-                &[$( (stringify!($field), std::mem::offset_of!($name, $field)) ),*];
+                &[$( (c_name(stringify!($field)), std::mem::offset_of!($name, $field)) ),*];
         }
     };
+}
+
+/// The name in C of a field: without the mark of a raw identifier.
+const fn c_name(name: &'static str) -> &'static str {
+    match name.as_bytes() {
+        [b'r', b'#', rest @ ..] => match std::str::from_utf8(rest) {
+            Ok(rest) => rest,
+            Err(_) => name,
+        },
+        _ => name,
+    }
 }
 
 /// What the header says about a struct; used to check this module against it.
@@ -55,7 +66,7 @@ abi_struct! {
         abi: u32,
         /// Out: 0 absent (nothing tracked), 1 active.
         hook: u32,
-        /// Out: none defined yet, 0.
+        /// Out: BDSNAP_FEATURE_*.
         features: u64,
         /// Out: the module's version, NUL-terminated.
         release: [u8; 32],
@@ -139,8 +150,8 @@ abi_struct! {
         oldest: u64,
         /// Versions alive.
         snapshots: u32,
-        /// Zero.
-        reserved: u32,
+        /// Why its generation has ended: enum bdsnap_cause.
+        cause: u32,
         /// Copied on write since tracking began.
         bytes_copied: u64,
         /// Writes that waited, for a copy or at the gate.
@@ -376,6 +387,46 @@ abi_struct! {
     }
 }
 
+abi_struct! {
+    /// `struct bdsnap_events`.
+    Events = "bdsnap_events" {
+        /// Bytes of this struct.
+        size: u32,
+        /// In: 0.
+        flags: u32,
+        /// Out: a new descriptor.
+        fd: i32,
+        /// In: 0.
+        reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// `struct bdsnap_event`.
+    Event = "bdsnap_event" {
+        /// Counts all events of the module.
+        sequence: u64,
+        /// `CLOCK_REALTIME`, nanoseconds.
+        time_ns: u64,
+        /// `EVENT_*`.
+        r#type: u32,
+        /// `CAUSE_*`.
+        cause: u32,
+        /// The origin's major number.
+        major: u32,
+        /// The origin's minor number.
+        minor: u32,
+        /// The origin's kernel name.
+        name: [u8; 32],
+        /// The origin's generation.
+        generation: [u8; 16],
+        /// The snapshot's id.
+        snapshot: [u8; 16],
+        /// Of the snapshot for this origin; how many were lost.
+        number: u64,
+    }
+}
+
 /// `struct fiemap_extent` of `linux/fiemap.h`: only room for the kernel to work in.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -426,6 +477,7 @@ pub mod op {
         LIST_VERSIONS = 0x24: List;
         MAP_READ = 0x30: MapRead;
         MARK = 0x31: Mark;
+        EVENTS = 0x40: Events;
     }
 }
 
@@ -466,4 +518,6 @@ pub const STRUCTS: &[StructLayout] = &[
     (MapRead::C_NAME, MapRead::SIZE, MapRead::FIELDS),
     (Range::C_NAME, Range::SIZE, Range::FIELDS),
     (Mark::C_NAME, Mark::SIZE, Mark::FIELDS),
+    (Events::C_NAME, Events::SIZE, Events::FIELDS),
+    (Event::C_NAME, Event::SIZE, Event::FIELDS),
 ];

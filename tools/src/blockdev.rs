@@ -137,6 +137,22 @@ impl Sysfs {
         found
     }
 
+    /// A request-based device-mapper device (multipath) that holds this device, its disk or one of
+    /// its disk's partitions: what it writes does not come as bios.
+    pub fn request_dm_above(&self, num: DevNum) -> Option<String> {
+        let disk = self.disk_of(num).unwrap_or(num);
+        let mut places = vec![disk];
+        places.extend(self.above(disk));
+        // Only devices with request queues of their own have the directory `mq`.
+        let holders = places
+            .into_iter()
+            .filter_map(|num| self.dir(num))
+            .flat_map(|dir| entries(&dir.join("holders")));
+        holders
+            .filter(|h| h.join("dm").exists() && h.join("mq").exists())
+            .find_map(|h| Some(h.file_name()?.to_str()?.to_owned()))
+    }
+
     /// What a device lies directly on: its disk, or the devices it is made of.
     pub fn below(&self, num: DevNum) -> Vec<DevNum> {
         if let Some(disk) = self.disk_of(num) {
@@ -263,6 +279,20 @@ mod tests {
         assert_eq!(sysfs.height(num(253, 0)), 2);
         assert_eq!(sysfs.dm_name(num(253, 0)).unwrap(), "vg-root");
         assert_eq!(sysfs.name(num(9, 9)), None);
+    }
+
+    #[test]
+    fn request_based_dm() {
+        let dir = tempfile::tempdir().unwrap();
+        let sysfs = fake::sysfs(dir.path());
+        for path in [num(8, 0), num(8, 2)] {
+            assert_eq!(sysfs.request_dm_above(path), None);
+        }
+        fs::create_dir(dir.path().join("devices/dm-0/mq")).unwrap();
+        for path in [num(8, 0), num(8, 1), num(8, 2)] {
+            assert_eq!(sysfs.request_dm_above(path).unwrap(), "dm-0");
+        }
+        assert_eq!(sysfs.request_dm_above(num(253, 0)), None);
     }
 
     #[test]

@@ -81,7 +81,10 @@ pub fn look_up(number: u32) -> Option<Cause> {
             "writes of this kernel do not pass the place where bdsnap hooks in",
         ),
         CAUSE_REQUEST_DM => hint(
-            unsupported("request-dm", "a path held by request-based dm (multipath)"),
+            unsupported(
+                "request-dm",
+                "it is a path of a request-based device-mapper (multipath) device, which writes past bdsnap",
+            ),
             "use the multipath device instead of its path",
         ),
         CAUSE_STORE_FS => hint(
@@ -145,6 +148,24 @@ pub fn look_up(number: u32) -> Option<Cause> {
         CAUSE_ORIGIN_IO => damaged("origin-io", "parts of the origin could not be read"),
         CAUSE_NO_MEMORY => damaged("no-memory", "there was no memory to keep old data"),
         CAUSE_ORIGIN_GONE => damaged("origin-gone", "the origin's disk was removed"),
+        CAUSE_PASSTHROUGH => hint(
+            damaged(
+                "passthrough",
+                "a command that may write went to the disk past bdsnap (SG_IO, NVMe passthrough)",
+            ),
+            "take a new snapshot, and a full backup",
+        ),
+        CAUSE_HIBERNATED => hint(
+            damaged("hibernated", "the machine hibernated"),
+            "take a new snapshot, and a full backup",
+        ),
+        CAUSE_STORE_STALLED => hint(
+            damaged(
+                "store-stalled",
+                "the store's device did not answer while writes to the origin waited",
+            ),
+            "check that device, and put the store elsewhere",
+        ),
         _ => return None,
     })
 }

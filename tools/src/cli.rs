@@ -58,6 +58,8 @@ pub enum Command {
     Changes(commands::changes::Args),
     /// Record ranges of a device as changed.
     Mark(commands::mark::Args),
+    /// Print what happens to devices and snapshots, as it happens.
+    Watch(commands::watch::Args),
     /// Back up devices into a directory: fully, then what changed.
     Backup(commands::backup::Args),
     /// Write a backup back to a device or a file.

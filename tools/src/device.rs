@@ -335,6 +335,11 @@ impl Control {
         }
     }
 
+    /// A new file that delivers all events from now on: see [`crate::events`].
+    pub fn events(&self) -> CallResult<OwnedFd> {
+        ioctl::events(self.fd()).map_err(|e| CallError::new("events", e))
+    }
+
     /// Records `ranges` (bytes) of an origin as changed: all of them or none.
     pub fn mark(&self, device: DevNum, ranges: &[abi::Range]) -> CallResult<()> {
         let mut arg = abi::Mark {

@@ -10,6 +10,8 @@ use crate::abi::op;
 use rustix::fd::AsFd;
 use rustix::fd::AsRawFd;
 use rustix::fd::BorrowedFd;
+use rustix::fd::FromRawFd;
+use rustix::fd::OwnedFd;
 use rustix::io::Result;
 use rustix::ioctl::ioctl;
 use rustix::ioctl::opcode;
@@ -36,6 +38,9 @@ unsafe impl Item for abi::OriginInfo {}
 unsafe impl Item for abi::SnapshotInfo {}
 // SAFETY: as above.
 unsafe impl Item for abi::VersionInfo {}
+
+// SAFETY: as above.
+unsafe impl Item for abi::Event {}
 
 /// Makes an ioctl that reads and writes the struct `arg`.
 ///
@@ -196,6 +201,28 @@ pub fn mark(fd: BorrowedFd<'_>, arg: &mut abi::Mark, ranges: &[abi::Range]) -> R
     arg.count = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
     // SAFETY: the struct of this ioctl; the kernel only reads the `count` ranges.
     unsafe { update::<{ op::MARK }, _>(fd, arg) }
+}
+
+/// `BDSNAP_IOC_EVENTS`: a new file that delivers events.
+pub fn events(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let mut arg = abi::Events {
+        size: size_of::<abi::Events>(),
+        ..Default::default()
+    };
+    // SAFETY: the struct of this ioctl; it holds no address.
+    unsafe { update::<{ op::EVENTS }, _>(fd, &mut arg)? };
+    // SAFETY: the kernel has made this descriptor for us, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(arg.fd) })
+}
+
+/// Reads as many events as fit: how many. EAGAIN where the file is O_NONBLOCK and there is none.
+pub fn read_events(fd: BorrowedFd<'_>, events: &mut [abi::Event]) -> Result<usize> {
+    let item = std::mem::size_of::<abi::Event>();
+    // SAFETY: an Item may hold any bytes, and has no padding.
+    let bytes = unsafe {
+        std::slice::from_raw_parts_mut(events.as_mut_ptr().cast::<u8>(), events.len() * item)
+    };
+    Ok(rustix::io::read(fd, bytes)? / item)
 }
 
 /// `BLKGETSIZE64` (`linux/fs.h`): the size of a block device in bytes.

@@ -7,8 +7,8 @@
 //!   [`device::Control`].
 //! - [`blockdev`], [`mounts`], [`freeze`], [`store`], [`hooks`], [`signals`]: what a snapshot
 //!   needs from the machine.
-//! - [`tracking`], [`snapshot`], [`state`], [`changes`]: doing it, looking at what there is, what
-//!   changed.
+//! - [`tracking`], [`snapshot`], [`state`], [`events`], [`changes`]: doing it, looking at what there
+//!   is and happens, what changed.
 //! - [`backup`], [`restore`]: chains of qcow2 files.
 //! - [`error`], [`cause`], [`size`]: what is told to people and scripts.
 //!
@@ -23,6 +23,7 @@ pub mod cause;
 pub mod changes;
 pub mod device;
 pub mod error;
+pub mod events;
 pub mod freeze;
 pub mod hooks;
 #[allow(unsafe_code)]

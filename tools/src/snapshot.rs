@@ -1,6 +1,8 @@
 //! Taking a snapshot: everything around the one kernel call.
 
 use crate::abi;
+use crate::blockdev::dev_num;
+use crate::blockdev::dev_path;
 use crate::blockdev::BlockDevice;
 use crate::blockdev::Sysfs;
 use crate::device::CallError;
@@ -29,6 +31,7 @@ use rustix::mm::munlockall;
 use rustix::mm::MlockAllFlags;
 use serde::Serialize;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
@@ -123,6 +126,7 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
         Some(spec) => store::make(spec, total)?,
         None => store::make_default(&targets.own, total)?,
     };
+    check_place(&sysfs, &devices, &file)?;
     let tracking = Tracking::start(control, &devices, 0)?;
     let store = hand_over(control, file)?;
     crate::freeze::write_back(&targets.opened);
@@ -215,6 +219,7 @@ impl Targets {
         let mut nums: Vec<DevNum> = devices.iter().map(|d| d.num).collect();
         let own = freeze::plan(sysfs, &mounts, &nums)
             .into_iter()
+            .filter(|t| freeze::below(sysfs, &mounts, &nums, t.device).is_none())
             .filter_map(|t| t.mounts.into_iter().next())
             .map(|(_, mount_point)| mount_point)
             .collect();
@@ -243,6 +248,27 @@ impl Targets {
         }
         Ok(Targets { opened, own })
     }
+}
+
+/// A store on something that lies on an origin (a logical volume, a loop device) would be copied
+/// into itself: each write to it is a write to the origin below.
+fn check_place(sysfs: &Sysfs, devices: &[BlockDevice], file: &StoreFile) -> Result<()> {
+    let meta = file.file.metadata();
+    let meta = meta.map_err(|e| Error::io("can't look at the store", e))?;
+    let nums: Vec<DevNum> = devices.iter().map(|d| d.num).collect();
+    let place = dev_num(meta.dev());
+    let Some(origin) = freeze::below(sysfs, &mounts::read()?, &nums, place) else {
+        return Ok(());
+    };
+    let path = |num| dev_path(&sysfs.name(num).unwrap_or_default());
+    Err(Error::usage(format!(
+        "store: {} is on {}, which lies on the origin {}: it would be copied into itself",
+        file.place.display(),
+        path(place),
+        path(origin)
+    ))
+    .code("store-above")
+    .hint("put the store on another disk, or on a file system directly on the origin: --store file:PATH"))
 }
 
 /// Gives the file to the kernel, whose reference is the only one that remains.
@@ -311,7 +337,7 @@ fn explain(
 fn created_device(origin: &BlockDevice, item: &abi::SnapshotDevice) -> CreatedDevice {
     CreatedDevice {
         device: origin.path(),
-        image: crate::blockdev::dev_path(&abi::text(&item.image_name)),
+        image: dev_path(&abi::text(&item.image_name)),
         size: item.device_size,
         generation: Uuid::from_bytes(item.generation),
         number: item.number,

@@ -28,8 +28,10 @@ pub struct Origin {
     pub number: u64,
     /// `changes --since` below this can't be answered.
     pub oldest: u64,
-    /// "tracked", "resized" or "gone".
+    /// "tracked", "resized", "reset" or "gone".
     pub state: &'static str,
+    /// Why its generation has ended: a code. `null`: it goes on.
+    pub error: Option<&'static str>,
     /// Its living snapshots.
     pub snapshots: Vec<Uuid>,
     /// Bytes copied on write since tracking began.
@@ -118,6 +120,7 @@ fn origin_state(state: u32) -> &'static str {
         abi::ORIGIN_TRACKED => "tracked",
         abi::ORIGIN_RESIZED => "resized",
         abi::ORIGIN_GONE => "gone",
+        abi::ORIGIN_RESET => "reset",
         _ => "unknown",
     }
 }
@@ -217,6 +220,7 @@ pub fn origins(control: &Control, snapshots: &[Snapshot]) -> Result<Vec<Origin>>
             number: info.number,
             oldest: info.oldest,
             state: origin_state(info.state),
+            error: cause::code(info.cause),
             snapshots: snapshots.iter().filter(holds).map(|s| s.id).collect(),
             bytes_copied: info.bytes_copied,
             writes_parked: info.writes_parked,

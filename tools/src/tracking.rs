@@ -2,6 +2,8 @@
 
 use crate::abi;
 use crate::blockdev::BlockDevice;
+use crate::blockdev::Sysfs;
+use crate::cause;
 use crate::device::Control;
 use crate::device::DevNum;
 use crate::error::Error;
@@ -25,6 +27,7 @@ impl<'a> Tracking<'a> {
     /// default. A device tracked with another block size is an error.
     pub fn start(control: &'a Control, devices: &[BlockDevice], block_size: u32) -> Result<Self> {
         let known = state::origins(control, &[])?;
+        let sysfs = Sysfs::default();
         let mut tracking = Tracking {
             control,
             new: Vec::new(),
@@ -32,6 +35,9 @@ impl<'a> Tracking<'a> {
         };
         for device in devices {
             let before = known.iter().find(|o| o.num == device.num);
+            if let Some(holder) = sysfs.request_dm_above(device.num) {
+                return Err(request_dm(device, &holder));
+            }
             let answer = control
                 .track(device.num, block_size)
                 .map_err(|e| match e.errno {
@@ -59,6 +65,14 @@ impl<'a> Tracking<'a> {
     pub fn keep(mut self) {
         self.new.clear();
     }
+}
+
+/// Writes to a path of a request-based device would be missed.
+fn request_dm(device: &BlockDevice, holder: &str) -> Error {
+    let text = cause::look_up(abi::CAUSE_REQUEST_DM).map_or("", |c| c.text);
+    Error::unsupported(format!("track: {}: {text}", device.path()))
+        .code("request-dm")
+        .hint(format!("track /dev/{holder} instead"))
 }
 
 impl Drop for Tracking<'_> {

@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd;
 
 /// Path of the control device.
 pub const DEVICE: &str = "/dev/bdsnap";
+/// The defined features.
+pub const FEATURES: u64 = 1 << 1;
 /// Most devices in a snapshot.
 pub const MAX_DEVICES: u32 = 64;
 /// Most file systems frozen in a call.

@@ -45,6 +45,28 @@ abi_constants! {
     TIMEOUT_DEFAULT_MS = "BDSNAP_TIMEOUT_DEFAULT_MS": u32 = 10000;
     /// The longest time-out, milliseconds.
     TIMEOUT_MAX_MS = "BDSNAP_TIMEOUT_MAX_MS": u32 = 60000;
+    /// A store that takes nothing for so long while writes wait is given up, milliseconds.
+    STALL_MS = "BDSNAP_STALL_MS": u32 = 20000;
+    /// Kept for a reader that is late.
+    MAX_EVENTS = "BDSNAP_MAX_EVENTS": u32 = 256;
+    /// IOC_EVENTS is there.
+    FEATURE_EVENTS = "BDSNAP_FEATURE_EVENTS": u32 = 1 << 1;
+    /// A generation begins.
+    EVENT_TRACKED = "BDSNAP_EVENT_TRACKED": u32 = 1;
+    /// An origin is not tracked any more.
+    EVENT_UNTRACKED = "BDSNAP_EVENT_UNTRACKED": u32 = 2;
+    /// A generation has ended.
+    EVENT_ORIGIN_ENDED = "BDSNAP_EVENT_ORIGIN_ENDED": u32 = 3;
+    /// One for each origin of a new snapshot.
+    EVENT_CREATED = "BDSNAP_EVENT_CREATED": u32 = 4;
+    /// An image can't be read any more.
+    EVENT_FAILED = "BDSNAP_EVENT_FAILED": u32 = 5;
+    /// Parts of an image can't be read.
+    EVENT_DAMAGED = "BDSNAP_EVENT_DAMAGED": u32 = 6;
+    /// A snapshot is gone.
+    EVENT_DELETED = "BDSNAP_EVENT_DELETED": u32 = 7;
+    /// Events were overwritten before they were read.
+    EVENT_LOST = "BDSNAP_EVENT_LOST": u32 = 8;
     /// Device names, with their NUL.
     NAME_LEN = "BDSNAP_NAME_LEN": u32 = 32;
     /// Delete its snapshots first.
@@ -75,7 +97,7 @@ abi_constants! {
     CAUSE_HOOK_BUSY = "BDSNAP_CAUSE_HOOK_BUSY": u32 = 9;
     /// This kernel's writes do not pass the hook.
     CAUSE_HOOK_BLIND = "BDSNAP_CAUSE_HOOK_BLIND": u32 = 10;
-    /// A path held by request-based dm.
+    /// A path held by request-based dm: it writes around the hook.
     CAUSE_REQUEST_DM = "BDSNAP_CAUSE_REQUEST_DM": u32 = 11;
     /// File system not on the allow-list: EOPNOTSUPP.
     CAUSE_STORE_FS = "BDSNAP_CAUSE_STORE_FS": u32 = 20;
@@ -109,12 +131,20 @@ abi_constants! {
     CAUSE_NO_MEMORY = "BDSNAP_CAUSE_NO_MEMORY": u32 = 43;
     /// The origin's disk was removed.
     CAUSE_ORIGIN_GONE = "BDSNAP_CAUSE_ORIGIN_GONE": u32 = 44;
+    /// A command that may write went to the disk around the hook.
+    CAUSE_PASSTHROUGH = "BDSNAP_CAUSE_PASSTHROUGH": u32 = 45;
+    /// The machine hibernated.
+    CAUSE_HIBERNATED = "BDSNAP_CAUSE_HIBERNATED": u32 = 46;
+    /// The store's device did not answer while writes to the origin waited.
+    CAUSE_STORE_STALLED = "BDSNAP_CAUSE_STORE_STALLED": u32 = 47;
     /// All is well.
     ORIGIN_TRACKED = "BDSNAP_ORIGIN_TRACKED": u32 = 0;
     /// Size changed: the next snapshot starts a new generation.
     ORIGIN_RESIZED = "BDSNAP_ORIGIN_RESIZED": u32 = 1;
     /// Its disk was removed: untrack it.
     ORIGIN_GONE = "BDSNAP_ORIGIN_GONE": u32 = 2;
+    /// Writes may have been missed: the next snapshot or TRACK starts a new generation.
+    ORIGIN_RESET = "BDSNAP_ORIGIN_RESET": u32 = 3;
     /// All is well.
     SNAPSHOT_OK = "BDSNAP_SNAPSHOT_OK": u32 = 0;
     /// Some granules are unreadable: EIO there.

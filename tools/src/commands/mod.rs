@@ -12,6 +12,7 @@ pub mod status;
 pub mod track;
 pub mod udev_import;
 pub mod untrack;
+pub mod watch;
 
 use crate::cli::Cli;
 use crate::cli::Command;
@@ -27,6 +28,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Snapshot(command) => snapshot::run(command, json),
         Command::Changes(args) => changes::run(args, json),
         Command::Mark(args) => mark::run(args, json),
+        Command::Watch(args) => watch::run(args, json),
         Command::Backup(args) => backup::run(args, json),
         Command::Restore(args) => restore::run(args, json),
         Command::UdevImport(args) => udev_import::run(args),

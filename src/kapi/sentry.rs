@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Plain ftrace callbacks on what the hook does not see: requests that don't begin as bios, and
+//! disks that change their size or go. They look, and change nothing.
+//!
+//! Source: `Documentation/trace/ftrace-uses.rst`; `block/blk-mq.c`, `block/genhd.c`.
+
+use super::bdev::DiskId;
+use crate::ffi;
+use bdsnap_logic::passthrough::may_write;
+use bdsnap_logic::passthrough::Kind;
+use core::cell::UnsafeCell;
+use core::marker::PhantomData;
+use kernel::bindings;
+use kernel::error::to_result;
+use kernel::prelude::*;
+
+/// Who is told. All of it is called in the task that does it, before it is done, inside an ftrace
+/// callback: it must not sleep, nor wait for a lock that may sleep.
+pub(crate) trait Watcher: 'static {
+    /// A request that may write goes to a disk without having been a bio for it: `cloned` by
+    /// request-based device-mapper, else a command of the device's own (SG_IO, NVMe passthrough).
+    fn bypassed(disk: DiskId, cloned: bool);
+
+    /// A disk gets this size (which may be the one it has).
+    fn resized(disk: DiskId, sectors: u64);
+
+    /// A disk is being removed.
+    fn removed(disk: DiskId);
+}
+
+/// The signature of an ftrace callback.
+type Callback =
+    unsafe extern "C" fn(c_ulong, c_ulong, *mut bindings::ftrace_ops, *mut bindings::ftrace_regs);
+
+/// One registered callback.
+///
+/// # Invariants
+///
+/// `0` is registered with ftrace, pinned in its box.
+struct Probe(KBox<UnsafeCell<bindings::ftrace_ops>>);
+
+impl Probe {
+    /// Calls `func` at the entry of each of `targets`. EINVAL: this kernel can't; ENOMEM. Sleeps.
+    fn register(func: Callback, targets: &[c_ulong]) -> Result<Self> {
+        let ops = bindings::ftrace_ops {
+            func: Some(func),
+            ..Default::default()
+        };
+        let ops = KBox::new(UnsafeCell::new(ops), GFP_KERNEL)?;
+        let filtered = targets.iter().try_for_each(|target| {
+            // SAFETY: `ops` is valid, zero but for what a user has to set, and not registered.
+            to_result(unsafe { bindings::ftrace_set_filter_ip(ops.get(), *target, 0, 0) })
+        });
+        let registered = filtered.and_then(|()| {
+            // SAFETY: As above; the box keeps it in place until it is unregistered.
+            to_result(unsafe { bindings::register_ftrace_function(ops.get()) })
+        });
+        if let Err(e) = registered {
+            // SAFETY: `ops` isn't registered.
+            unsafe { bindings::ftrace_free_filter(ops.get()) };
+            return Err(e);
+        }
+        // INVARIANT: Registered.
+        Ok(Self(ops))
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant `ops` is registered. Afterwards nobody enters the callback,
+        // and a task-RCU grace period outlasts whoever is still in it.
+        unsafe {
+            bindings::unregister_ftrace_function(self.0.get());
+            bindings::synchronize_rcu_tasks();
+            bindings::ftrace_free_filter(self.0.get());
+        }
+    }
+}
+
+/// All callbacks. Dropping it waits until no task is inside any of them.
+pub(crate) struct Sentry<W: Watcher> {
+    _probes: [Probe; 4],
+    _watcher: PhantomData<W>,
+}
+
+// SAFETY: ftrace may be told to unregister from any thread.
+unsafe impl<W: Watcher> Send for Sentry<W> {}
+// SAFETY: No method takes `&self`.
+unsafe impl<W: Watcher> Sync for Sentry<W> {}
+
+/// The address of a function.
+macro_rules! address {
+    ($name:ident) => {
+        bindings::$name as *const () as c_ulong
+    };
+}
+
+impl<W: Watcher> Sentry<W> {
+    /// Posts all of them. EINVAL: this kernel can't trace one of the functions; ENOMEM. Sleeps.
+    pub(crate) fn post() -> Result<Self> {
+        Ok(Self {
+            _probes: [
+                Probe::register(
+                    on_request::<W>,
+                    &[
+                        address!(blk_execute_rq),
+                        address!(blk_execute_rq_nowait),
+                        address!(blk_insert_cloned_request),
+                    ],
+                )?,
+                Probe::register(
+                    on_capacity::<W>,
+                    &[address!(set_capacity), address!(set_capacity_and_notify)],
+                )?,
+                Probe::register(on_invalidate::<W>, &[address!(invalidate_disk)])?,
+                Probe::register(on_removal::<W>, &[address!(del_gendisk)])?,
+            ],
+            _watcher: PhantomData,
+        })
+    }
+}
+
+/// The disk of an argument; None: null.
+fn disk_of(argument: c_ulong) -> Option<DiskId> {
+    (argument != 0).then(|| DiskId::of_disk(argument as *const bindings::gendisk))
+}
+
+/// # Safety
+///
+/// Called by ftrace alone, at the entry of a function whose first argument is a request that is
+/// about to be started.
+unsafe extern "C" fn on_request<W: Watcher>(
+    _ip: c_ulong,
+    _parent: c_ulong,
+    _ops: *mut bindings::ftrace_ops,
+    regs: *mut bindings::ftrace_regs,
+) {
+    // SAFETY: ftrace gives valid registers; the caller's promise says what the argument is. The
+    // command has `len` bytes.
+    let (disk, kind, bytes, cdb) = unsafe {
+        let rq = ffi::bdsnap_ftrace_arg0(regs) as *mut bindings::request;
+        let disk = ffi::bdsnap_request_disk(rq);
+        if disk.is_null() {
+            return;
+        }
+        let kind = match ffi::bdsnap_request_op(rq) {
+            bindings::req_op_REQ_OP_READ | bindings::req_op_REQ_OP_FLUSH => Kind::Harmless,
+            bindings::req_op_REQ_OP_DRV_IN => Kind::CommandIn,
+            bindings::req_op_REQ_OP_DRV_OUT => Kind::CommandOut,
+            _ => Kind::Other,
+        };
+        let mut len = 0;
+        let cdb = ffi::bdsnap_request_cdb(rq, &mut len);
+        let cdb = if cdb.is_null() {
+            &[]
+        } else {
+            core::slice::from_raw_parts(cdb, len as usize)
+        };
+        (disk, kind, u64::from(ffi::bdsnap_request_bytes(rq)), cdb)
+    };
+    if may_write(kind, bytes, cdb) {
+        W::bypassed(DiskId::of_disk(disk), kind == Kind::Other);
+    }
+}
+
+/// # Safety
+///
+/// Called by ftrace alone, at the entry of a function that gives a disk a size.
+unsafe extern "C" fn on_capacity<W: Watcher>(
+    _ip: c_ulong,
+    _parent: c_ulong,
+    _ops: *mut bindings::ftrace_ops,
+    regs: *mut bindings::ftrace_regs,
+) {
+    // SAFETY: ftrace gives valid registers.
+    let (disk, sectors) = unsafe { (ffi::bdsnap_ftrace_arg0(regs), ffi::bdsnap_ftrace_arg1(regs)) };
+    if let Some(disk) = disk_of(disk) {
+        W::resized(disk, sectors as u64);
+    }
+}
+
+/// # Safety
+///
+/// Called by ftrace alone, at the entry of a function that takes all size from a disk.
+unsafe extern "C" fn on_invalidate<W: Watcher>(
+    _ip: c_ulong,
+    _parent: c_ulong,
+    _ops: *mut bindings::ftrace_ops,
+    regs: *mut bindings::ftrace_regs,
+) {
+    // SAFETY: ftrace gives valid registers.
+    if let Some(disk) = disk_of(unsafe { ffi::bdsnap_ftrace_arg0(regs) }) {
+        W::resized(disk, 0);
+    }
+}
+
+/// # Safety
+///
+/// Called by ftrace alone, at the entry of a function that removes a disk.
+unsafe extern "C" fn on_removal<W: Watcher>(
+    _ip: c_ulong,
+    _parent: c_ulong,
+    _ops: *mut bindings::ftrace_ops,
+    regs: *mut bindings::ftrace_regs,
+) {
+    // SAFETY: ftrace gives valid registers.
+    if let Some(disk) = disk_of(unsafe { ffi::bdsnap_ftrace_arg0(regs) }) {
+        W::removed(disk);
+    }
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What ends a generation: writes that the hook did not see, disks that change or go, hibernation.
+
+use super::table;
+use super::Tracker;
+use crate::kapi::abi;
+use crate::kapi::bdev::DiskId;
+use crate::kapi::power::Sleeper;
+use crate::kapi::sentry::Watcher;
+use kernel::sync::rcu;
+use kernel::sync::Arc;
+
+/// Who is told.
+pub(crate) struct Watch;
+
+/// Calls `with` for all trackers, or those on a disk.
+fn each(disk: Option<DiskId>, mut with: impl FnMut(&Arc<Tracker>)) {
+    let guard = rcu::read_lock();
+    if let Some(table) = table::table(&guard) {
+        table.trackers(disk).for_each(&mut with);
+    }
+}
+
+impl Watcher for Watch {
+    fn bypassed(disk: DiskId, cloned: bool) {
+        let cause = if cloned {
+            abi::BDSNAP_CAUSE_REQUEST_DM
+        } else {
+            abi::BDSNAP_CAUSE_PASSTHROUGH
+        };
+        each(Some(disk), |tracker| tracker.end(cause, true));
+    }
+
+    fn resized(disk: DiskId, sectors: u64) {
+        each(Some(disk), |tracker| {
+            let (span, is_whole) = (tracker.span(), tracker.is_whole_disk());
+            if sectors < span.end() {
+                // What was behind the new end may come back as something else.
+                tracker.end(abi::BDSNAP_CAUSE_RESIZED, true);
+            } else if is_whole && sectors != span.len() {
+                tracker.end(abi::BDSNAP_CAUSE_RESIZED, false);
+            }
+        });
+    }
+
+    fn removed(disk: DiskId) {
+        each(Some(disk), |tracker| {
+            tracker.end(abi::BDSNAP_CAUSE_ORIGIN_GONE, true);
+        });
+    }
+}
+
+impl Sleeper for Watch {
+    fn hibernating() {
+        each(None, |tracker| {
+            tracker.end(abi::BDSNAP_CAUSE_HIBERNATED, true);
+        });
+    }
+}
