@@ -94,10 +94,11 @@ pub(super) fn dissolve(snapshot: Snapshot) {
     });
 }
 
-/// Deletes all snapshots that an origin is part of. EBUSY: an image is open; those before it are
-/// gone.
+/// Deletes all snapshots that an origin is part of, those of its earlier generations included.
+/// EBUSY: an image is open; those before it are gone.
 pub(super) fn delete_of(state: &mut State, tracker: &Arc<Tracker>) -> Result {
-    let is_of = |s: &Snapshot| s.images.iter().any(|i| Arc::ptr_eq(i.tracker(), tracker));
+    let dev = tracker.dev();
+    let is_of = |s: &Snapshot| s.images.iter().any(|i| i.tracker().dev() == dev);
     while let Some(place) = state.snapshots.iter().position(is_of) {
         delete(state, place, false)?;
     }

@@ -220,7 +220,7 @@ pub fn read_events(fd: BorrowedFd<'_>, events: &mut [abi::Event]) -> Result<usiz
     let item = std::mem::size_of::<abi::Event>();
     // SAFETY: an Item may hold any bytes, and has no padding.
     let bytes = unsafe {
-        std::slice::from_raw_parts_mut(events.as_mut_ptr().cast::<u8>(), events.len() * item)
+        std::slice::from_raw_parts_mut(events.as_mut_ptr().cast::<u8>(), size_of_val(events))
     };
     Ok(rustix::io::read(fd, bytes)? / item)
 }
