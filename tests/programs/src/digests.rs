@@ -4,6 +4,7 @@
 //! hexadecimal hash per line and block, `0` for a block of zeros.
 
 use crate::rng::mix;
+use serde_json::Value;
 use std::fmt::Write as _;
 
 /// Hashes of all blocks of a device or file.
@@ -184,6 +185,30 @@ pub fn judge(
     Ok(v)
 }
 
+/// The block size and the extents of `bdsnap --json changes`.
+pub fn parse_changes(text: &str) -> Result<(u64, Vec<Extent>), String> {
+    let v: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+    let number = |v: &Value, key: &str| {
+        v.get(key)
+            .and_then(Value::as_u64)
+            .ok_or_else(|| format!("'{key}' is missing, or no whole number, in {v}"))
+    };
+    let list = v
+        .get("extents")
+        .and_then(Value::as_array)
+        .ok_or("'extents' is missing or no list")?;
+    let extents = list
+        .iter()
+        .map(|e| {
+            Ok(Extent {
+                offset: number(e, "offset")?,
+                length: number(e, "length")?,
+            })
+        })
+        .collect::<Result<Vec<_>, String>>()?;
+    Ok((number(&v, "block_size")?, extents))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +300,30 @@ mod tests {
             ext(&[(u64::MAX - 65535, 65536)]),
         ] {
             assert!(judge(&[], &bad, 65536, size).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn changes_json() {
+        let ok =
+            r#"{"device":"/dev/x","block_size":65536,"extents":[{"offset":0,"length":65536}]}"#;
+        assert_eq!(
+            parse_changes(ok),
+            Ok((
+                65536,
+                vec![Extent {
+                    offset: 0,
+                    length: 65536
+                }]
+            ))
+        );
+        for bad in [
+            "",
+            "{}",
+            r#"{"block_size":65536}"#,
+            r#"{"block_size":65536,"extents":[{"offset":"0","length":1}]}"#,
+        ] {
+            assert!(parse_changes(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Shared by the programs that the VM tests run: `stomp`, `digest`, `twins`,
-//! `churn`, `abifuzz`, `jsonget`.
+//! `churn`, `abifuzz`, `jsonget`, `replay`.
 //!
 //! They know bdsnap only from its ABI header and its command line, never from
 //! its code: what they check, they check from outside. All `unsafe` is in
@@ -7,10 +7,12 @@
 
 pub mod abi;
 pub mod digests;
+pub mod replica;
 pub mod rng;
 pub mod sector;
 pub mod size;
 pub mod sys;
+pub mod writelog;
 
 /// Prints the message and ends the program with exit status 1, "the check
 /// failed". (Wrong usage is clap's 2.)

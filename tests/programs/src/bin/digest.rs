@@ -11,7 +11,6 @@ use bdsnap_tests::sys::Open;
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
-use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::FileExt;
 
@@ -157,30 +156,6 @@ fn diff(a: &str, b: &str, expect_different: bool) -> Result<(), String> {
     }
 }
 
-/// The block size and the extents of `bdsnap --json changes`.
-fn parse_changes(text: &str) -> Result<(u64, Vec<Extent>), String> {
-    let v: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
-    let number = |v: &Value, key: &str| {
-        v.get(key)
-            .and_then(Value::as_u64)
-            .ok_or_else(|| format!("'{key}' is missing, or no whole number, in {v}"))
-    };
-    let list = v
-        .get("extents")
-        .and_then(Value::as_array)
-        .ok_or("'extents' is missing or no list")?;
-    let extents = list
-        .iter()
-        .map(|e| {
-            Ok(Extent {
-                offset: number(e, "offset")?,
-                length: number(e, "length")?,
-            })
-        })
-        .collect::<Result<Vec<_>, String>>()?;
-    Ok((number(&v, "block_size")?, extents))
-}
-
 fn changes(
     old: &str,
     new: &str,
@@ -190,7 +165,7 @@ fn changes(
 ) -> Result<(), String> {
     let (a, b) = (load(old)?, load(new)?);
     let text = fs::read_to_string(json).map_err(|e| format!("{json}: {e}"))?;
-    let (block, mut listed) = parse_changes(&text).map_err(|e| format!("{json}: {e}"))?;
+    let (block, mut listed) = digests::parse_changes(&text).map_err(|e| format!("{json}: {e}"))?;
     if block == 0 || block % a.block != 0 {
         return Err(format!(
             "{json}: blocks of {block} can't be judged by hashes of {} bytes",
@@ -285,29 +260,5 @@ mod tests {
             }])
         );
         fs::remove_file(path).expect("rm");
-    }
-
-    #[test]
-    fn changes_json() {
-        let ok =
-            r#"{"device":"/dev/x","block_size":65536,"extents":[{"offset":0,"length":65536}]}"#;
-        assert_eq!(
-            parse_changes(ok),
-            Ok((
-                65536,
-                vec![Extent {
-                    offset: 0,
-                    length: 65536
-                }]
-            ))
-        );
-        for bad in [
-            "",
-            "{}",
-            r#"{"block_size":65536}"#,
-            r#"{"block_size":65536,"extents":[{"offset":"0","length":1}]}"#,
-        ] {
-            assert!(parse_changes(bad).is_err(), "{bad}");
-        }
     }
 }
