@@ -105,13 +105,14 @@ enum bdsnap_cause {
 /*
  * BDSNAP_IOC_VERSION: what this module is. Needs no capability.
  */
+#define BDSNAP_FEATURE_DISCARDS	(1u << 0)	/* MAP_READ knows BDSNAP_MAP_DISCARDS */
 #define BDSNAP_FEATURE_EVENTS		(1u << 1)	/* BDSNAP_IOC_EVENTS */
 struct bdsnap_version {
 	__u32 size;
 	__u32 flags;		/* in: 0 */
 	__u32 abi;		/* out: BDSNAP_ABI_VERSION */
 	__u32 hook;		/* out: 0 absent (nothing tracked), 1 active */
-	__u64 features;		/* out: BDSNAP_FEATURE_* */
+	__u64 features;		/* out: BDSNAP_FEATURE_*; ignore those that you don't know */
 	char release[32];	/* out: the module's version, NUL-terminated */
 };
 
@@ -320,8 +321,21 @@ struct bdsnap_version_info {
  * ESTALE: `generation` is not this map's, `since` is below `oldest` or above
  * `number`: take a full backup. EINVAL: first_block beyond the end. `count`
  * is clamped to the end. All fields are filled in also with ESTALE.
+ *
+ * With DISCARDS, the value of a block that changed last by a discard has
+ * BDSNAP_MAP_DISCARDED set beside its number: a discard (REQ_OP_DISCARD) that
+ * covered the block wholly and succeeded, after all writes to the block had
+ * completed; and nothing wrote to it since. What such a block reads as is not
+ * defined: nobody wants it. Whatever else there is (writing zeros, secure
+ * erase, a part of the block discarded, a discard that failed, one at the same
+ * time as a write, MARK, memory that was short) counts as written; and so may
+ * an older discard, never the other way round. With LIVE, a block with writes
+ * or discards still in flight may be either. EOVERFLOW: with DISCARDS, where
+ * the numbers reach that bit.
  */
 #define BDSNAP_MAP_LIVE		(1u << 0)
+#define BDSNAP_MAP_DISCARDS	(1u << 1)
+#define BDSNAP_MAP_DISCARDED	(1u << 31)	/* in a value */
 struct bdsnap_map_read {
 	__u32 size;
 	__u32 flags;

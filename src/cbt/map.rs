@@ -5,8 +5,10 @@
 //! A write marks its blocks before it is let through, without a lock. What the bytes mean is
 //! [`bdsnap_logic::cbt`]'s business. A [`View`] keeps what the map was at a cut: a page of the map
 //! is put aside at the first mark after the cut. Where there is no memory for that, the view
-//! says "changed" for the whole page.
+//! says "changed" for the whole page. The kinds of change go the same way.
 
+use super::kinds::pieces;
+use super::Kinds;
 use crate::kapi::slot;
 use crate::kapi::slot::BytePage;
 use crate::kapi::slot::Content;
@@ -14,25 +16,31 @@ use crate::kapi::slot::Slot;
 use crate::kapi::slot::PAGE_BYTES;
 use bdsnap_logic::cbt;
 use bdsnap_logic::cbt::Clock;
+use bdsnap_logic::kind;
+use bdsnap_logic::kind::Change;
+use bdsnap_logic::kind::Parts;
 use bdsnap_logic::units::Blocks;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use core::sync::atomic::AtomicU64;
-use core::sync::atomic::AtomicU8;
 use core::sync::atomic::Ordering;
 use kernel::new_mutex;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 use kernel::sync::Mutex;
+
+/// In a value that was read: the block was discarded, and not written since.
+const DISCARDED: u32 = crate::kapi::abi::BDSNAP_MAP_DISCARDED;
 
 /// The change map of one origin, for one generation.
 #[pin_data]
 pub(crate) struct Map {
-    /// Sectors in a block, as a shift.
-    shift: u32,
     /// How many blocks.
     blocks: u64,
     /// Their bytes.
     pages: KVVec<KBox<BytePage>>,
+    /// The kinds of their changes.
+    kinds: Arc<Kinds>,
     /// The mark number, which writes are marked with now.
     mark: AtomicU64,
     /// The numbers.
@@ -45,7 +53,28 @@ pub(crate) struct View {
     /// The number of the cut.
     number: u64,
     /// Pages that were put aside.
-    pages: KVVec<Slot<BytePage>>,
+    pages: KVVec<Slot<Saved>>,
+}
+
+/// A page that was put aside.
+struct Saved {
+    /// What of the map.
+    bytes: KBox<BytePage>,
+    /// What of the kinds; none: all written.
+    kinds: Option<KBox<BytePage>>,
+}
+
+impl Saved {
+    /// A copy of a page and its kinds, if there is memory for the page.
+    fn copy(
+        bytes: &BytePage,
+        kinds: Option<&BytePage>,
+        flags: kernel::alloc::Flags,
+    ) -> Option<KBox<Self>> {
+        let bytes = copy(bytes, flags)?;
+        let kinds = kinds.and_then(|k| copy(k, flags));
+        KBox::new(Self { bytes, kinds }, flags).ok()
+    }
 }
 
 impl View {
@@ -59,7 +88,9 @@ impl View {
     pub(crate) fn inherit(&self, newer: &View) {
         for (own, newer) in self.pages.iter().zip(newer.pages.iter()) {
             match (own.content(), newer.content()) {
-                (Content::Empty, Content::Full(page)) => own.put(copy(page, GFP_KERNEL)),
+                (Content::Empty, Content::Full(page)) => {
+                    own.put(Saved::copy(&page.bytes, page.kinds.as_deref(), GFP_KERNEL));
+                }
                 (Content::Empty, Content::Void) => own.put(None),
                 _ => (),
             }
@@ -87,20 +118,20 @@ fn copy(page: &BytePage, flags: kernel::alloc::Flags) -> Option<KBox<BytePage>> 
 }
 
 /// Place of a block: page and byte.
-fn place(block: u64) -> (usize, usize) {
+pub(super) fn place(block: u64) -> (usize, usize) {
     let block = usize::try_from(block).unwrap_or(usize::MAX);
     (block / PAGE_BYTES, block % PAGE_BYTES)
 }
 
 impl Map {
-    /// A new map, number 0, nothing changed, for `sectors` sectors in blocks of `1 << shift`
-    /// sectors. ENOMEM. May sleep.
-    pub(crate) fn new(sectors: u64, shift: u32) -> impl PinInit<Self, Error> {
+    /// A new map, number 0, nothing changed, for `sectors` sectors in the blocks of `kinds`. ENOMEM.
+    /// May sleep.
+    pub(crate) fn new(sectors: u64, kinds: Arc<Kinds>) -> impl PinInit<Self, Error> {
         let all = Span::<Sectors>::of_len(0, sectors).unwrap_or(Span::EMPTY);
-        let blocks = all.outward::<Blocks>(shift).len();
+        let blocks = all.outward::<Blocks>(kinds.shift()).len();
         try_pin_init!(Self {
-            shift,
             pages: zero_pages(blocks)?,
+            kinds,
             blocks,
             mark: AtomicU64::new(1),
             clock <- new_mutex!(Clock::new()),
@@ -114,7 +145,7 @@ impl Map {
 
     /// Sectors in a block, as a shift.
     pub(crate) fn shift(&self) -> u32 {
-        self.shift
+        self.kinds.shift()
     }
 
     /// The number of the newest cut, and the oldest that can be asked about.
@@ -137,45 +168,61 @@ impl Map {
     }
 
     /// Marks the blocks that `span` touches. `aside`: the newest version's view, None if there is no
-    /// version. Any context that may take memory with GFP_NOWAIT.
+    /// version. What doesn't come to an end that the [`Kinds`] see is a [`Change::Write`]. Any
+    /// context that may take memory with GFP_NOWAIT.
     #[inline]
-    pub(crate) fn mark(&self, span: Span<Sectors>, aside: Option<Aside<'_>>) {
-        let blocks = span.outward::<Blocks>(self.shift);
+    pub(crate) fn mark(&self, change: Change, span: Span<Sectors>, aside: Option<Aside<'_>>) {
         let code = cbt::code(self.mark.load(Ordering::Relaxed));
-        let mut block = blocks.start();
-        let end = blocks.end().min(self.blocks);
-        while block < end {
-            let (page, first) = place(block);
-            let n = (PAGE_BYTES - first).min(usize::try_from(end - block).unwrap_or(PAGE_BYTES));
-            self.mark_page(page, first, n, code, aside);
-            block += n as u64;
+        let parts = self.kinds.parts(change, span);
+        let end = parts.tail.end().min(self.blocks);
+        for piece in pieces(Span::new(parts.head.start(), end).unwrap_or(Span::EMPTY)) {
+            self.mark_piece(piece, &parts, code, aside);
         }
     }
 
-    /// Marks `n` bytes of a page from `first` on.
+    /// Marks blocks of one page.
     #[inline]
-    fn mark_page(&self, page: usize, first: usize, n: usize, code: u8, aside: Option<Aside<'_>>) {
-        let Some(bytes) = self.pages.get(page).and_then(|p| p.get(first..first + n)) else {
+    fn mark_piece(&self, piece: Span<Blocks>, parts: &Parts, code: u8, aside: Option<Aside<'_>>) {
+        let (page, first) = place(piece.start());
+        let len = usize::try_from(piece.len()).unwrap_or(0);
+        let Some(whole) = self.pages.get(page) else {
+            return;
+        };
+        let Some(bytes) = whole.get(first..first + len) else {
             return;
         };
         // A byte that has the code was marked since the cut, and its page put aside then.
-        if bytes.iter().all(|b| b.load(Ordering::Relaxed) == code) {
-            return;
+        let marked = bytes.iter().all(|b| b.load(Ordering::Acquire) == code);
+        if !marked {
+            self.put_aside(page, whole, aside);
         }
-        if let Some((slot, settling)) =
-            aside.and_then(|a| Some((a.view.pages.get(page)?, a.settling)))
-        {
-            if let Content::Empty = slot.content() {
-                // Nobody has marked this page since the cut, or they would have found the slot
-                // empty too. Of those who copy it now, one gets its copy in, and it made it
-                // before anybody could mark.
-                let now = self.pages.get(page).filter(|_| !settling);
-                slot.put(now.and_then(|p| copy(p, slot::NOWAIT)));
+        // Who sees the mark of a write sees that it is no discard, and who sees either sees the
+        // page put aside.
+        self.kinds.writing(piece.intersect(parts.head));
+        self.kinds.discarding(piece.intersect(parts.whole));
+        self.kinds.writing(piece.intersect(parts.tail));
+        if !marked {
+            for byte in bytes {
+                byte.store(code, Ordering::Release);
             }
         }
-        for byte in bytes {
-            // Who sees the mark sees the page put aside.
-            byte.store(code, Ordering::Release);
+    }
+
+    /// Puts a page aside that is about to be marked, if that is the first time since the cut.
+    #[inline]
+    fn put_aside(&self, page: usize, bytes: &BytePage, aside: Option<Aside<'_>>) {
+        let Some((slot, settling)) =
+            aside.and_then(|a| Some((a.view.pages.get(page)?, a.settling)))
+        else {
+            return;
+        };
+        if let Content::Empty = slot.content() {
+            // Nobody has marked this page since the cut, or they would have found the slot
+            // empty too. Of those who copy it now, one gets its copy in, and it made it
+            // before anybody could mark.
+            let now = Some(bytes).filter(|_| !settling);
+            let kinds = self.kinds.page(page);
+            slot.put(now.and_then(|b| Saved::copy(b, kinds, slot::NOWAIT)));
         }
     }
 
@@ -207,7 +254,8 @@ impl Map {
         Ok(number)
     }
 
-    /// The number in which each of the blocks `first..first + out.len()` last changed. `views`:
+    /// The number in which each of the blocks `first..first + out.len()` last changed, with
+    /// BDSNAP_MAP_DISCARDED where `discards` is set and it was by a discard. `views`:
     /// those of the version asked about and of all newer ones, oldest first; none for the map as
     /// it is now. EINVAL: beyond the end. May sleep. Under the registry's lock: no cut and no aging
     /// comes in between.
@@ -215,6 +263,7 @@ impl Map {
         &self,
         first: u64,
         out: &mut [u32],
+        discards: bool,
         views: impl Iterator<Item = &'v View> + Clone,
     ) -> Result {
         let mut block = first;
@@ -223,7 +272,7 @@ impl Map {
             let (page, at) = place(block);
             let n = rest.len().min(PAGE_BYTES - at);
             let (chunk, others) = rest.split_at_mut_checked(n).ok_or(EINVAL)?;
-            self.read_page(page, at, chunk, views.clone())?;
+            self.read_page(page, at, chunk, discards, views.clone())?;
             block += n as u64;
             rest = others;
         }
@@ -236,22 +285,19 @@ impl Map {
         page: usize,
         at: usize,
         out: &mut [u32],
+        discards: bool,
         views: impl Iterator<Item = &'v View> + Clone,
     ) -> Result {
-        let live = self
-            .pages
-            .get(page)
-            .and_then(|p| p.get(at..at + out.len()))
-            .ok_or(EINVAL)?;
         let mark = self.mark.load(Ordering::SeqCst);
-        decode(live, mark, out);
+        let live = self.pages.get(page).ok_or(EINVAL)?;
+        let kinds = self.kinds.page(page).filter(|_| discards);
+        decode(live, kinds, at, mark, out)?;
         // If it was put aside, even just now, what was put aside counts.
         for view in views {
             match view.pages.get(page).map(Slot::content) {
-                Some(Content::Full(bytes)) => {
-                    let bytes = bytes.get(at..at + out.len()).ok_or(EINVAL)?;
-                    decode(bytes, view.number, out);
-                    return Ok(());
+                Some(Content::Full(saved)) => {
+                    let kinds = saved.kinds.as_deref().filter(|_| discards);
+                    return decode(&saved.bytes, kinds, at, view.number, out);
                 }
                 Some(Content::Void) => {
                     out.fill(number(view.number));
@@ -264,11 +310,27 @@ impl Map {
     }
 }
 
-/// Turns bytes into numbers.
-fn decode(bytes: &[AtomicU8], mark: u64, out: &mut [u32]) {
-    for (out, byte) in out.iter_mut().zip(bytes.iter()) {
+/// Turns the bytes of a page from `at` on into numbers, with [`DISCARDED`] where `kinds` say so.
+fn decode(
+    bytes: &BytePage,
+    kinds: Option<&BytePage>,
+    at: usize,
+    mark: u64,
+    out: &mut [u32],
+) -> Result {
+    let range = at..at + out.len();
+    let bytes = bytes.get(range.clone()).ok_or(EINVAL)?;
+    for (out, byte) in out.iter_mut().zip(bytes) {
         *out = number(cbt::decode(byte.load(Ordering::Acquire), mark));
     }
+    // After the bytes: see `mark_piece`.
+    let kinds = kinds.and_then(|k| k.get(range)).unwrap_or_default();
+    for (out, kind) in out.iter_mut().zip(kinds) {
+        if kind::is_discarded(kind) {
+            *out |= DISCARDED;
+        }
+    }
+    Ok(())
 }
 
 /// A number as the ABI has it. Four thousand million cuts are far off; then all is changed.

@@ -50,7 +50,8 @@ impl Registry {
     /// BDSNAP_IOC_MAP_READ.
     pub(super) fn map_read(&self, _session: u64, arg: usize) -> Result {
         let mut a = abi::read_arg::<abi::bdsnap_map_read>(arg)?;
-        if a.flags & !abi::BDSNAP_MAP_LIVE != 0 || a.reserved != 0 {
+        let known = abi::BDSNAP_MAP_LIVE | abi::BDSNAP_MAP_DISCARDS;
+        if a.flags & !known != 0 || a.reserved != 0 {
             return Err(EINVAL);
         }
         let dev = Dev::new(a.major, a.minor)?;
@@ -78,6 +79,10 @@ impl Registry {
             a.count = 0;
             abi::write_arg(arg, &a)?;
             return Err(ESTALE);
+        }
+        let discards = a.flags & abi::BDSNAP_MAP_DISCARDS != 0;
+        if discards && a.number + 1 >= u64::from(abi::BDSNAP_MAP_DISCARDED) {
+            return Err(EOVERFLOW);
         }
         let versions = tracker.lock_chain().versions(None)?;
         read_blocks(&tracker, version.as_deref(), &versions, &a)?;
@@ -131,11 +136,13 @@ fn read_blocks(
         .rev()
         .map(|v| &v.view);
     let mut chunk = KVVec::from_elem(0u32, a.count.min(CHUNK) as usize, GFP_KERNEL)?;
+    let discards = a.flags & abi::BDSNAP_MAP_DISCARDS != 0;
     let mut done = 0;
     while done < a.count {
         let n = (a.count - done).min(CHUNK) as usize;
         let out = chunk.get_mut(..n).ok_or(EINVAL)?;
-        tracker.map.read(a.first_block + done, out, views.clone())?;
+        let first = a.first_block + done;
+        tracker.map.read(first, out, discards, views.clone())?;
         let at = done
             .checked_mul(size_of::<u32>() as u64)
             .and_then(|o| a.buffer.checked_add(o));

@@ -6,6 +6,7 @@
 
 use super::bdev::DiskId;
 use crate::ffi;
+use bdsnap_logic::kind::Change;
 use bdsnap_logic::range::bio_on_disk;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
@@ -80,6 +81,16 @@ impl Submitted<'_> {
             return false;
         }
         self.raw().bi_iter.bi_size != 0 || op == bindings::req_op_REQ_OP_ZONE_RESET_ALL
+    }
+
+    /// How it changes data, if it does. Only a plain discard is one: what reads as zeros afterwards
+    /// was written.
+    #[inline]
+    pub(crate) fn change(&self) -> Change {
+        match self.raw().bi_opf & ffi::BDSNAP_REQ_OP_MASK {
+            bindings::req_op_REQ_OP_DISCARD => Change::Discard,
+            _ => Change::Write,
+        }
     }
 
     /// Whether its submitter rather gets `BLK_STS_AGAIN` than waits (`REQ_NOWAIT`).

@@ -10,6 +10,7 @@
 use super::bio::Parked;
 use super::bio::Submitted;
 use crate::ffi;
+use bdsnap_logic::kind::Change;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use core::ptr::NonNull;
@@ -19,6 +20,7 @@ use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering;
 use kernel::bindings;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 
 /// Wraps in reserve for each origin: so many writes can be in flight when memory is out.
 const RESERVE: c_int = 256;
@@ -42,6 +44,8 @@ struct Wrap {
     next: *mut Wrap,
     /// The origin's sectors that it changes.
     span: Span<Sectors>,
+    /// How it changes them.
+    change: Change,
     /// How far its old data has been seen to.
     cursor: u64,
 }
@@ -49,6 +53,13 @@ struct Wrap {
 /// A counter on a cache line of its own.
 #[repr(align(64))]
 struct Count(AtomicIsize);
+
+/// Who is told how counted writes end.
+pub(crate) trait Watch: Send + Sync {
+    /// A write to `span` of the origin has ended, well (`ok`) or not, and is still counted: when
+    /// nothing is in flight, this was called for all. Any context; must not sleep.
+    fn ended(&self, change: Change, span: Span<Sectors>, ok: bool);
+}
 
 /// The gate and the count. Pinned by use: it must stay where it is while writes are in flight,
 /// which is why it hands out boxes only.
@@ -59,6 +70,8 @@ pub(crate) struct Inflight {
     closed: AtomicBool,
     /// Wraps, with a reserve.
     pool: NonNull<bindings::mempool>,
+    /// Is told of each end.
+    watch: Arc<dyn Watch>,
 }
 
 // SAFETY: Counters, a flag and a mempool, all made for concurrent use.
@@ -78,7 +91,7 @@ pub(crate) enum Admission<'a> {
 
 impl Inflight {
     /// An open gate, nothing in flight. ENOMEM. May sleep.
-    pub(crate) fn new() -> Result<KBox<Self>> {
+    pub(crate) fn new(watch: Arc<dyn Watch>) -> Result<KBox<Self>> {
         let cpus = kernel::cpu::nr_cpu_ids() as usize;
         let mut counts = KVec::with_capacity(cpus, GFP_KERNEL)?;
         for _ in 0..cpus {
@@ -94,6 +107,7 @@ impl Inflight {
             cpus: counts,
             closed: AtomicBool::new(false),
             pool,
+            watch,
         };
         Ok(KBox::new(this, GFP_KERNEL)?)
     }
@@ -238,7 +252,7 @@ pub(crate) struct Ticket<'a> {
 impl Ticket<'_> {
     /// Wraps the bio's completion; the wrap now stands for the count.
     #[inline]
-    fn wrap(self, bio: *mut bindings::bio, span: Span<Sectors>) -> NonNull<Wrap> {
+    fn wrap(self, bio: *mut bindings::bio, change: Change, span: Span<Sectors>) -> NonNull<Wrap> {
         let wrap = self.wrap;
         // SAFETY: The bio is being submitted, so its fields are ours to change; the memory of the
         // wrap is unused, and large and aligned enough since its cache was made for `Wrap`.
@@ -251,6 +265,7 @@ impl Ticket<'_> {
                 inflight: self.inflight,
                 next: core::ptr::null_mut(),
                 span,
+                change,
                 cursor: 0,
             });
             // Polled bios may keep other things in `bi_private`.
@@ -265,14 +280,16 @@ impl Ticket<'_> {
     /// Lets the write go on; it is counted until it completes.
     #[inline]
     pub(crate) fn pass(self, bio: &mut Submitted<'_>, span: Span<Sectors>) {
-        self.wrap(bio.as_ptr(), span);
+        let change = bio.change();
+        self.wrap(bio.as_ptr(), change, span);
     }
 
     /// Holds the write back; it is counted, held or not, until it completes.
     pub(crate) fn hold(self, bio: &mut Submitted<'_>, span: Span<Sectors>) -> Option<Held> {
+        let change = bio.change();
         let parked = bio.take()?;
         // INVARIANT: The wrap of a bio that we took.
-        Some(Held(self.wrap(parked.into_raw().as_ptr(), span)))
+        Some(Held(self.wrap(parked.into_raw().as_ptr(), change, span)))
     }
 }
 
@@ -470,6 +487,8 @@ unsafe extern "C" fn end_io_wrapped(bio: *mut bindings::bio) {
         let inflight = (*wrap).inflight;
         (*bio).bi_end_io = (*wrap).end_io;
         (*bio).bi_private = (*wrap).private;
+        let ok = (*bio).bi_status == 0;
+        (*inflight).watch.ended((*wrap).change, (*wrap).span, ok);
         bindings::mempool_free(wrap.cast(), (*inflight).pool.as_ptr());
         (*inflight).add(-1);
         drop(guard);

@@ -11,6 +11,7 @@ pub mod bits;
 pub mod cbt;
 pub mod extent;
 pub mod granule;
+pub mod kind;
 pub mod passthrough;
 pub mod range;
 mod sort;

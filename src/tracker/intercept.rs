@@ -79,7 +79,9 @@ fn let_pass(
         bio.refuse_to_wait();
         return false;
     }
-    tracker.map.mark(span, versions.and_then(|v| v.aside()));
+    tracker
+        .map
+        .mark(bio.change(), span, versions.and_then(|v| v.aside()));
     if !must_copy {
         ticket.pass(bio, span);
         return true;

@@ -12,6 +12,7 @@ pub(crate) use table::set_table;
 pub(crate) use table::Table;
 pub(crate) use watch::Watch;
 
+use crate::cbt::Kinds;
 use crate::cbt::Map;
 use crate::cow;
 use crate::cow::Chain;
@@ -32,6 +33,7 @@ use crate::kapi::rcu::RcuCell;
 use crate::kapi::run::Run;
 use crate::kapi::run::RunOwner;
 use crate::kapi::run::RunStack;
+use bdsnap_logic::kind::Change;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use core::ops::Deref;
@@ -185,7 +187,8 @@ impl Tracker {
     ) -> Result<Arc<Self>> {
         let sectors = device.sectors();
         let span = Span::of_len(device.start_sector(), sectors).ok_or(EINVAL)?;
-        let inflight = Inflight::new()?;
+        let kinds = Kinds::new(sectors, block_shift)?;
+        let inflight = Inflight::new(kinds.clone())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 medium: device.medium(),
@@ -194,7 +197,7 @@ impl Tracker {
                 device,
                 span,
                 generation: abi::random_uuid(),
-                map <- Map::new(sectors, block_shift),
+                map <- Map::new(sectors, kinds),
                 inflight,
                 versions: RcuCell::empty(),
                 arrivals <- new_spinlock!(Arrivals {
@@ -302,7 +305,8 @@ impl Tracker {
     pub(crate) fn mark(&self, span: Span<Sectors>) {
         let guard = rcu::read_lock();
         let versions = self.versions.read(&guard);
-        self.map.mark(span, versions.and_then(Versions::aside));
+        self.map
+            .mark(Change::Write, span, versions.and_then(Versions::aside));
     }
 
     /// Locks the chain. May sleep; until it is unlocked, allocations start no I/O, which might be

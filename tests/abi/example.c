@@ -318,6 +318,12 @@ int main(int argc, char **argv)
 		die("BDSNAP_IOC_MAP_READ");
 	check(map.count == 1 && first > device.number, "the map says that block 0 has changed since");
 
+	/* Was it a discard? (An older module says EINVAL to the flag: see BDSNAP_IOC_VERSION.) */
+	map.flags |= BDSNAP_MAP_DISCARDS;
+	if (ioctl(fd, BDSNAP_IOC_MAP_READ, &map))
+		die("BDSNAP_IOC_MAP_READ");
+	check(!(first & BDSNAP_MAP_DISCARDED) && first > device.number, "and not by a discard");
+
 	/* Numbers of another generation say nothing. */
 	map.generation[0] ^= 1;
 	check(ioctl(fd, BDSNAP_IOC_MAP_READ, &map) == -1 && errno == ESTALE,

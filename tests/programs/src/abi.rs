@@ -7,8 +7,12 @@ use std::os::fd::AsRawFd;
 
 /// Path of the control device.
 pub const DEVICE: &str = "/dev/bdsnap";
-/// The defined features.
-pub const FEATURES: u64 = 1 << 1;
+/// All BDSNAP_FEATURE_ bits
+pub const FEATURES: u64 = 3;
+/// BDSNAP_MAP_DISCARDS
+pub const MAP_DISCARDS: u32 = 2;
+/// BDSNAP_MAP_DISCARDED
+pub const MAP_DISCARDED: u32 = 1 << 31;
 /// Most devices in a snapshot.
 pub const MAX_DEVICES: u32 = 64;
 /// Most file systems frozen in a call.

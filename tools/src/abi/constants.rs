@@ -75,6 +75,12 @@ abi_constants! {
     DELETE_FORCE = "BDSNAP_DELETE_FORCE": u32 = 1 << 0;
     /// MAP_READ of an origin whose newest snapshot is gone: as it is now.
     MAP_LIVE = "BDSNAP_MAP_LIVE": u32 = 1 << 0;
+    /// MAP_READ: values tell discards.
+    MAP_DISCARDS = "BDSNAP_MAP_DISCARDS": u32 = 1 << 1;
+    /// In a value: the block changed last by a discard.
+    MAP_DISCARDED = "BDSNAP_MAP_DISCARDED": u32 = 1 << 31;
+    /// MAP_READ knows MAP_DISCARDS.
+    FEATURE_DISCARDS = "BDSNAP_FEATURE_DISCARDS": u32 = 1 << 0;
     /// No cause given.
     CAUSE_NONE = "BDSNAP_CAUSE_NONE": u32 = 0;
     /// Zoned device.

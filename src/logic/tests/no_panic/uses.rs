@@ -9,6 +9,7 @@ use bdsnap_logic::bits;
 use bdsnap_logic::cbt;
 use bdsnap_logic::extent;
 use bdsnap_logic::granule;
+use bdsnap_logic::kind;
 use bdsnap_logic::passthrough;
 use bdsnap_logic::range;
 use bdsnap_logic::units::Blocks;
@@ -18,6 +19,7 @@ use bdsnap_logic::units::Span;
 use bdsnap_logic::units::Unit;
 use core::fmt;
 use core::sync::atomic::AtomicU64;
+use core::sync::atomic::AtomicU8;
 
 fn span<U: 'static>(a: Span<U>, b: Span<U>, at: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let (low, high) = a.intersect(b).split_at(at);
@@ -75,6 +77,18 @@ pub fn cbt(clock: &mut cbt::Clock, byte: u8, n: u64, pass: cbt::Aging) -> (u8, u
     clock.aging_done(other);
     sum ^= clock.cut().unwrap_or(n) ^ cbt::Clock::default().mark() ^ cbt::Clock::new().mark();
     (aged, sum)
+}
+
+#[inline(never)]
+pub fn kind(kinds: &[AtomicU8], change: kind::Change, n: &[u64; 4], shift: u32) -> (u64, bool) {
+    let [a, b, c, _] = *n;
+    let span = Span::from_bytes_outward(a, b).unwrap_or(Span::EMPTY);
+    let parts = kind::parts(change, span, shift, c);
+    kind::written(kinds);
+    kind::discarding(kinds);
+    kind::discarded(kinds);
+    let sum = parts.head.len() ^ parts.whole.len() ^ parts.tail.len();
+    (sum, kinds.first().is_some_and(kind::is_discarded))
 }
 
 #[inline(never)]

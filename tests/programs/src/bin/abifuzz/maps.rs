@@ -88,6 +88,22 @@ impl Checks {
                     room[..fit as usize].iter().all(|&x| x != 0x5a5a_5a5a),
                 );
             }
+            let mut values = [abi::MAP_DISCARDS, 0].map(|flags| {
+                let mut room = vec![0u32; blocks as usize];
+                let a = good
+                    .clone()
+                    .u32(at::FLAGS, flags)
+                    .u64(at::MAP_COUNT, blocks)
+                    .u64(at::MAP_BUFFER, room.as_mut_ptr() as u64);
+                self.expect(&format!("all blocks, flags {flags}"), &a, &[0]);
+                room
+            });
+            self.ensure(
+                "no value is marked without DISCARDS",
+                values[1].iter().all(|&x| x & abi::MAP_DISCARDED == 0),
+            );
+            values[0].iter_mut().for_each(|x| *x &= !abi::MAP_DISCARDED);
+            self.ensure("the numbers are the same with it", values[0] == values[1]);
             for addr in [0, 8, 0xffff_8880_0000_0000, u64::MAX - 7, self.cliff.edge()] {
                 let a = good
                     .clone()

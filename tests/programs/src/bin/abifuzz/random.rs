@@ -174,7 +174,7 @@ impl Fuzz<'_> {
             }
             abi::MAP_READ => a
                 .dev(dev)
-                .u32(at::FLAGS, self.rng.below(2) as u32)
+                .u32(at::FLAGS, self.rng.below(4) as u32)
                 .u64(at::MAP_SINCE, self.rng.below(4))
                 .u64(at::MAP_FIRST, self.rng.below(2000))
                 .u64(at::MAP_COUNT, self.rng.below(2000))

@@ -135,8 +135,11 @@ impl Checks {
         }
         for bit in 0..32 {
             // The defined flags are tried elsewhere.
-            let defined =
-                [abi::UNTRACK, abi::SNAPSHOT_DELETE, abi::MAP_READ].contains(&io) && bit == 0;
+            let defined = match io {
+                abi::UNTRACK | abi::SNAPSHOT_DELETE => bit == 0,
+                abi::MAP_READ => bit <= 1,
+                _ => false,
+            };
             if !defined {
                 let a = good.clone().u32(at::FLAGS, 1 << bit);
                 self.expect(&format!("flag bit {bit}"), &a, &[EINVAL]);
