@@ -1,5 +1,6 @@
 //! What changed between two snapshots.
 
+use crate::abi::MAP_DISCARDED;
 use crate::blockdev::BlockDevice;
 use crate::device::Control;
 use crate::device::DevNum;
@@ -61,6 +62,67 @@ pub fn widen(extents: &[Extent], unit: u64, size: u64) -> Vec<Extent> {
     wide
 }
 
+/// Narrows sorted extents inwards to multiples of `unit`; the end of a device of `size` bytes
+/// counts as one.
+pub fn narrow(extents: &[Extent], unit: u64, size: u64) -> Vec<Extent> {
+    let mut narrow = Vec::with_capacity(extents.len());
+    for extent in extents {
+        let start = extent.offset.next_multiple_of(unit);
+        let end = match extent.offset + extent.length {
+            end if end >= size => size,
+            end => end / unit * unit,
+        };
+        if end > start {
+            push(&mut narrow, start, end - start);
+        }
+    }
+    narrow
+}
+
+/// What is in either of two sorted lists.
+pub fn union(a: &[Extent], b: &[Extent]) -> Vec<Extent> {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    let mut union = Vec::new();
+    loop {
+        let next = match (a.peek(), b.peek()) {
+            (Some(x), Some(y)) if x.offset <= y.offset => a.next(),
+            (_, Some(_)) => b.next(),
+            (Some(_), None) => a.next(),
+            (None, None) => return union,
+        };
+        if let Some(next) = next {
+            push(&mut union, next.offset, next.length);
+        }
+    }
+}
+
+/// What is in the sorted list `from` and not in the sorted list `what`.
+pub fn without(from: &[Extent], what: &[Extent]) -> Vec<Extent> {
+    let mut rest = Vec::new();
+    let mut what = what.iter().peekable();
+    for extent in from {
+        let (mut at, end) = (extent.offset, extent.offset + extent.length);
+        while at < end {
+            match what.peek() {
+                Some(hole) if hole.offset + hole.length <= at => {
+                    what.next();
+                }
+                Some(hole) if hole.offset < end => {
+                    if hole.offset > at {
+                        push(&mut rest, at, hole.offset - at);
+                    }
+                    at = hole.offset + hole.length;
+                }
+                _ => {
+                    push(&mut rest, at, end - at);
+                    at = end;
+                }
+            }
+        }
+    }
+    rest
+}
+
 /// The sum of the lengths, bytes.
 pub fn total(extents: &[Extent]) -> u64 {
     extents.iter().map(|e| e.length).sum()
@@ -85,6 +147,17 @@ pub fn read_map(
     control: &Control,
     query: Query,
     name: &str,
+    each: impl FnMut(&MapHead, u64, &[u32]),
+) -> Result<MapHead> {
+    read_values(control, query, false, name, each)
+}
+
+/// The same; with `discards`, values have [`MAP_DISCARDED`] set where it applies.
+fn read_values(
+    control: &Control,
+    query: Query,
+    discards: bool,
+    name: &str,
     mut each: impl FnMut(&MapHead, u64, &[u32]),
 ) -> Result<MapHead> {
     let mut map_query = MapQuery {
@@ -93,6 +166,7 @@ pub fn read_map(
         since: query.since,
         first_block: 0,
         live: query.live,
+        discards,
     };
     let read = |map_query, values: &mut [u32]| {
         control
@@ -180,6 +254,47 @@ fn collect(extents: &mut Vec<Extent>, head: &MapHead, first: u64, values: &[u32]
         if u64::from(*value) > since {
             let (offset, length) = block_range(head, block);
             push(extents, offset, length);
+        }
+    }
+}
+
+/// What changed, by how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Written.
+    pub written: Vec<Extent>,
+    /// Discarded as a whole and not written since: nobody wants what they hold.
+    pub discarded: Vec<Extent>,
+}
+
+impl Changes {
+    /// All of it: sorted and joined.
+    pub fn all(&self) -> Vec<Extent> {
+        union(&self.written, &self.discarded)
+    }
+}
+
+/// As [`extents`], with blocks apart that changed last by a discard. Both lists are sorted, joined
+/// and cut at the device's end. Where the module doesn't know of discards all is written.
+pub fn by_kind(control: &Control, query: Query, name: &str) -> Result<(MapHead, Changes)> {
+    let known = control.knows_discards().map_err(|e| e.on(name))?;
+    let mut changes = Changes::default();
+    let head = read_values(control, query, known, name, |head, first, values| {
+        collect_by_kind(&mut changes, head, first, values, query.since);
+    })?;
+    Ok((head, changes))
+}
+
+/// Appends what of `values` is above `since`, [`MAP_DISCARDED`] being no part of the number.
+fn collect_by_kind(changes: &mut Changes, head: &MapHead, first: u64, values: &[u32], since: u64) {
+    for (block, value) in (first..).zip(values) {
+        if u64::from(value & !MAP_DISCARDED) > since {
+            let (offset, length) = block_range(head, block);
+            let list = match value & MAP_DISCARDED {
+                0 => &mut changes.written,
+                _ => &mut changes.discarded,
+            };
+            push(list, offset, length);
         }
     }
 }
@@ -280,6 +395,67 @@ mod tests {
         collect(&mut found, &head, 3, &[4, 6], 3);
         assert_eq!(found, [extent(0, 8192), extent(3 * 4096, 4096 + 512)]);
         assert_eq!(total(&found), 8192 + 4096 + 512);
+    }
+
+    #[test]
+    fn kinds_apart() {
+        let head = MapHead {
+            generation: Uuid::nil(),
+            number: 5,
+            oldest: 0,
+            device_size: 5 * 4096 + 512,
+            block_size: 4096,
+            count: 0,
+        };
+        let mut found = Changes::default();
+        let values = [
+            4,
+            5 | MAP_DISCARDED,
+            3 | MAP_DISCARDED,
+            5,
+            5 | MAP_DISCARDED,
+        ];
+        collect_by_kind(&mut found, &head, 0, &values, 3);
+        collect_by_kind(&mut found, &head, 5, &[6 | MAP_DISCARDED], 3);
+        assert_eq!(found.written, [extent(0, 4096), extent(3 * 4096, 4096)]);
+        let last = extent(4 * 4096, 4096 + 512);
+        assert_eq!(found.discarded, [extent(4096, 4096), last]);
+        let all = [extent(0, 8192), extent(3 * 4096, 2 * 4096 + 512)];
+        assert_eq!(found.all(), all);
+    }
+
+    #[test]
+    fn narrowed() {
+        let unit = 65536;
+        let inside = narrow(&[extent(4096, 2 * unit)], unit, 1 << 20);
+        assert_eq!(inside, [extent(unit, unit)]);
+        assert_eq!(narrow(&[extent(4096, 8192)], unit, 1 << 20), []);
+        assert_eq!(narrow(&[extent(0, 4096)], unit, 1 << 20), []);
+        // A short last unit.
+        let size = unit + 512;
+        assert_eq!(
+            narrow(&[extent(4096, size - 4096)], unit, size),
+            [extent(unit, 512)]
+        );
+        assert_eq!(narrow(&[extent(unit + 4, 508)], unit, size), []);
+    }
+
+    /// Against lists of booleans, for all pairs of some bit patterns.
+    #[test]
+    fn sets() {
+        let list = |bits: u32| {
+            let mut list = Vec::new();
+            for at in (0..8).filter(|at| bits >> at & 1 == 1) {
+                push(&mut list, at, 1);
+            }
+            list
+        };
+        for a in 0..256 {
+            for b in 0..256 {
+                assert_eq!(union(&list(a), &list(b)), list(a | b), "{a:b} {b:b}");
+                assert_eq!(without(&list(a), &list(b)), list(a & !b), "{a:b} {b:b}");
+            }
+        }
     }
 
     #[test]

@@ -163,6 +163,8 @@ pub struct MapQuery {
     pub first_block: u64,
     /// Of an origin whose newest snapshot is gone: the map as it is now.
     pub live: bool,
+    /// Set [`abi::MAP_DISCARDED`] in the values of blocks that changed last by a discard.
+    pub discards: bool,
 }
 
 impl Control {
@@ -204,6 +206,12 @@ impl Control {
     /// What the module is.
     pub fn version(&self) -> CallResult<abi::Version> {
         ioctl::version(self.fd()).map_err(|e| CallError::new("version", e))
+    }
+
+    /// Whether the module tells discards from other changes.
+    pub fn knows_discards(&self) -> CallResult<bool> {
+        let features = self.version()?.features;
+        Ok(features & u64::from(abi::FEATURE_DISCARDS) != 0)
     }
 
     /// Starts change tracking of `device`; `block_size` in bytes, 0: keep it, or the default.
@@ -311,8 +319,10 @@ impl Control {
         query: MapQuery,
         values: &mut [u32],
     ) -> std::result::Result<MapHead, (CallError, MapHead)> {
+        let live = if query.live { abi::MAP_LIVE } else { 0 };
+        let discards = if query.discards { abi::MAP_DISCARDS } else { 0 };
         let mut arg = abi::MapRead {
-            flags: if query.live { abi::MAP_LIVE } else { 0 },
+            flags: live | discards,
             major: query.device.major,
             minor: query.device.minor,
             generation: query.generation.map_or([0; 16], Uuid::into_bytes),

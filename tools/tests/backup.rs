@@ -6,13 +6,14 @@ use bdsnap::backup::chain::Chain;
 use bdsnap::backup::chain::PointKind;
 use bdsnap::backup::copy::back_up;
 use bdsnap::backup::copy::Summary;
+use bdsnap::backup::qcow2::Writer;
 use bdsnap::backup::session::find_chain;
 use bdsnap::backup::source::Info;
 use bdsnap::backup::source::Source;
 use bdsnap::backup::Progress;
 use bdsnap::backup::Silent;
 use bdsnap::changes::push;
-use bdsnap::changes::Extent;
+use bdsnap::changes::Changes;
 use bdsnap::error::Error;
 use bdsnap::error::Kind;
 use bdsnap::error::Result;
@@ -33,6 +34,8 @@ const BLOCK: u64 = 4096;
 struct Fake {
     bytes: Vec<u8>,
     map: Vec<u64>,
+    /// Blocks that changed last by a discard.
+    discarded: Vec<bool>,
     info: Info,
     /// Reads beyond this offset fail.
     fails_at: Option<u64>,
@@ -47,6 +50,7 @@ impl Fake {
         let mut fake = Fake {
             bytes: vec![0; size as usize],
             map: vec![0; size.div_ceil(BLOCK) as usize],
+            discarded: vec![false; size.div_ceil(BLOCK) as usize],
             info: Info {
                 device: "/dev/fake".into(),
                 snapshot: Uuid::nil(),
@@ -88,9 +92,20 @@ impl Fake {
             self.bytes[offset as usize..(offset + length) as usize].fill(byte);
             for block in offset / BLOCK..(offset + length).div_ceil(BLOCK) {
                 self.map[block as usize] = self.info.number + 1;
+                self.discarded[block as usize] = false;
             }
         }
         self.info.number += 1;
+    }
+
+    /// Discards blocks, which keep rubbish, in the interval that the next `change` ends.
+    fn discard(&mut self, blocks: std::ops::Range<u64>) {
+        for block in blocks {
+            let end = self.info.size.min((block + 1) * BLOCK);
+            self.bytes[(block * BLOCK) as usize..end as usize].fill(0xDD);
+            self.map[block as usize] = self.info.number + 1;
+            self.discarded[block as usize] = true;
+        }
     }
 }
 
@@ -99,18 +114,23 @@ impl Source for Fake {
         &self.info
     }
 
-    fn changes(&self, generation: Uuid, since: u64) -> Result<Vec<Extent>> {
+    fn changes(&self, generation: Uuid, since: u64) -> Result<Changes> {
         if generation != self.info.generation || since == 0 {
             return Err(Error::new(Kind::Tracking, "too old"));
         }
-        let mut extents = Vec::new();
-        for (block, value) in (0..).zip(&self.map) {
+        let mut changes = Changes::default();
+        for (block, (value, discarded)) in (0..).zip(self.map.iter().zip(&self.discarded)) {
             if *value > since {
                 let offset = block * BLOCK;
-                push(&mut extents, offset, BLOCK.min(self.info.size - offset));
+                let list = if *discarded {
+                    &mut changes.discarded
+                } else {
+                    &mut changes.written
+                };
+                push(list, offset, BLOCK.min(self.info.size - offset));
             }
         }
-        Ok(extents)
+        Ok(changes)
     }
 
     fn read(&self, buffer: &mut Aligned, length: usize, offset: u64) -> io::Result<()> {
@@ -219,6 +239,65 @@ fn zeros_hide_the_base() {
     assert!(summary.bytes_written < 1 << 20, "zeros take space");
     qemu_img_agrees(&summary.file, &fake.bytes);
     assert!(restored(dir.path(), None) == fake.bytes);
+}
+
+/// Clusters that are discarded as a whole are not read and become zeros; parts of clusters are read
+/// like all else. A full point holds what the image holds.
+#[test]
+fn discards_become_holes() {
+    const CLUSTER: u64 = 65536;
+    const PER: u64 = CLUSTER / BLOCK;
+    let dir = tempfile::tempdir().unwrap();
+    let mut fake = Fake::new(40 * CLUSTER + 4096 + 512);
+    fake.bytes.fill(7);
+    backup(&fake, dir.path()).unwrap();
+    fake.read.store(0, Ordering::Relaxed);
+    // Whole clusters 2 to 19 and a part of one on each side; one with a write in it; the last, short
+    // one; less than a cluster.
+    fake.discard(2 * PER - 3..20 * PER + 5);
+    fake.discard(22 * PER..24 * PER);
+    fake.discard(30 * PER + 1..30 * PER + 3);
+    fake.discard(40 * PER..40 * PER + 2);
+    let written = (23 * PER + 4) as usize;
+    fake.bytes[written * BLOCK as usize] = 9;
+    fake.map[written] = fake.info.number + 1;
+    fake.discarded[written] = false;
+    fake.info.number += 1;
+    let mut expected = fake.bytes.clone();
+    for hole in [2..20, 22..23] {
+        expected[(hole.start * CLUSTER) as usize..(hole.end * CLUSTER) as usize].fill(0);
+    }
+    expected[40 * CLUSTER as usize..].fill(0);
+
+    let summary = backup(&fake, dir.path()).unwrap();
+    assert_eq!(summary.kind, PointKind::Incremental);
+    assert_eq!(summary.discarded_bytes, 19 * CLUSTER + 4096 + 512);
+    // Clusters 1, 20, 23 and 30.
+    assert_eq!(summary.bytes_read, 4 * CLUSTER);
+    assert_eq!(fake.read.swap(0, Ordering::Relaxed), 4 * CLUSTER);
+    qemu_img_agrees(&summary.file, &expected);
+    assert!(restored(dir.path(), None) == expected);
+
+    // Nothing of it counts for the next one, and a full one reads all.
+    fake.change(1);
+    assert_eq!(backup(&fake, dir.path()).unwrap().discarded_bytes, 0);
+    fake.info.generation = Uuid::from_u128(2);
+    assert_eq!(backup(&fake, dir.path()).unwrap().kind, PointKind::Full);
+    assert!(restored(dir.path(), None) == fake.bytes);
+}
+
+/// Zeros for many GiB make a small file.
+#[test]
+fn large_holes_are_cheap() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hole");
+    let size = 64 << 30;
+    let writer = Writer::create(&path, size, Some("base")).unwrap();
+    writer.zero(0, size).unwrap();
+    writer.finish().unwrap();
+    let bytes = fs::metadata(&path).unwrap().len();
+    // 8 bytes a cluster are all that qcow2 needs.
+    assert!(bytes < 3 * 8 * (size / 65536), "{bytes} bytes");
 }
 
 #[test]

@@ -116,6 +116,23 @@ impl Digest {
     }
 }
 
+/// Joins two lists that must not overlap.
+pub fn merge(mut a: Vec<Extent>, b: Vec<Extent>) -> Result<Vec<Extent>, String> {
+    a.extend(b);
+    a.sort_by_key(|e| e.offset);
+    let mut out: Vec<Extent> = Vec::new();
+    for e in a {
+        match out.last_mut() {
+            Some(last) if last.offset.saturating_add(last.length) > e.offset => {
+                return Err(format!("{e:?} is in both lists, or twice in one"));
+            }
+            Some(last) if last.offset + last.length == e.offset => last.length += e.length,
+            _ => out.push(e),
+        }
+    }
+    Ok(out)
+}
+
 /// What a list of changed extents says, measured against the truth.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verdict {
@@ -185,7 +202,8 @@ pub fn judge(
     Ok(v)
 }
 
-/// The block size and the extents of `bdsnap --json changes`.
+/// The block size and the extents of `bdsnap --json changes`, with the discards where those are
+/// apart.
 pub fn parse_changes(text: &str) -> Result<(u64, Vec<Extent>), String> {
     let v: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
     let number = |v: &Value, key: &str| {
@@ -193,19 +211,22 @@ pub fn parse_changes(text: &str) -> Result<(u64, Vec<Extent>), String> {
             .and_then(Value::as_u64)
             .ok_or_else(|| format!("'{key}' is missing, or no whole number, in {v}"))
     };
-    let list = v
-        .get("extents")
-        .and_then(Value::as_array)
-        .ok_or("'extents' is missing or no list")?;
-    let extents = list
-        .iter()
-        .map(|e| {
-            Ok(Extent {
-                offset: number(e, "offset")?,
-                length: number(e, "length")?,
+    let list = |key: &str| {
+        let list = v.get(key).and_then(Value::as_array);
+        let list = list.ok_or_else(|| format!("'{key}' is missing or no list"))?;
+        list.iter()
+            .map(|e| {
+                Ok(Extent {
+                    offset: number(e, "offset")?,
+                    length: number(e, "length")?,
+                })
             })
-        })
-        .collect::<Result<Vec<_>, String>>()?;
+            .collect::<Result<Vec<_>, String>>()
+    };
+    let mut extents = list("extents")?;
+    if v.get("discards").is_some() {
+        extents = merge(extents, list("discards")?)?;
+    }
     Ok((number(&v, "block_size")?, extents))
 }
 
@@ -317,9 +338,16 @@ mod tests {
                 }]
             ))
         );
+        let apart = r#"{"block_size":4096,"extents":[{"offset":8192,"length":4096}],
+            "discards":[{"offset":4096,"length":4096},{"offset":20480,"length":512}]}"#;
+        let joined = [(4096, 8192), (20480, 512)].map(|(offset, length)| Extent { offset, length });
+        assert_eq!(parse_changes(apart), Ok((4096, joined.to_vec())));
         for bad in [
             "",
             "{}",
+            r#"{"block_size":65536,"extents":[],"discards":0}"#,
+            r#"{"block_size":4096,"extents":[{"offset":0,"length":8192}],
+                "discards":[{"offset":4096,"length":4096}]}"#,
             r#"{"block_size":65536}"#,
             r#"{"block_size":65536,"extents":[{"offset":"0","length":1}]}"#,
         ] {

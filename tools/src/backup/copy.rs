@@ -10,6 +10,7 @@ use super::qcow2::CLUSTER;
 use super::source::Source;
 use super::Progress;
 use crate::changes;
+use crate::changes::Changes;
 use crate::changes::Extent;
 use crate::error::Error;
 use crate::error::Kind;
@@ -24,6 +25,8 @@ use uuid::Uuid;
 
 /// Bytes read at a time: a multiple of [`CLUSTER`].
 const CHUNK: u64 = 2 << 20;
+/// Bytes that are made zero at a time, between looks at signals: a multiple of [`CLUSTER`].
+const HOLE: u64 = 4 << 30;
 /// Buffers that are filled while one is written.
 const BUFFERS: usize = 3;
 
@@ -48,6 +51,8 @@ pub struct Summary {
     pub bytes_written: u64,
     /// Bytes that changed since the base; all of them in a full point.
     pub changed_bytes: u64,
+    /// Of these, bytes that were discarded and are stored as zeros without being read.
+    pub discarded_bytes: u64,
     /// Seconds that it took.
     pub seconds: f64,
     /// Number of the cut.
@@ -59,8 +64,17 @@ pub struct Summary {
 /// A point that was decided on.
 struct Plan {
     base: Option<Point>,
-    extents: Vec<Extent>,
+    changes: Changes,
     reason: String,
+}
+
+impl Plan {
+    /// Which clusters are read, and which get zeros unread: those that are discarded as a whole.
+    fn clusters(&self, size: u64) -> (Vec<Extent>, Vec<Extent>) {
+        let holes = changes::narrow(&self.changes.discarded, CLUSTER, size);
+        let all = changes::widen(&self.changes.all(), CLUSTER, size);
+        (changes::without(&all, &holes), holes)
+    }
 }
 
 /// Removes an unfinished file, unless it became a point.
@@ -86,22 +100,24 @@ pub fn back_up(
     let start = Instant::now();
     let info = source.info();
     let plan = plan(source, chain, full)?;
-    let changed_bytes = changes::total(&plan.extents);
-    let extents = changes::widen(&plan.extents, CLUSTER, info.size);
+    let changed_bytes = changes::total(&plan.changes.all());
+    let (extents, holes) = plan.clusters(info.size);
     let bytes_read = changes::total(&extents);
     let path = chain.partial();
     let mut partial = Partial(Some(path.clone()));
     let backing = plan.base.as_ref().map(|p| p.file.as_str());
     let writer = Writer::create(&path, info.size, backing)?;
     progress.begin(&info.device, bytes_read);
-    let copied = copy(
-        source,
-        &extents,
-        &writer,
-        backing.is_some(),
-        progress,
-        signals,
-    );
+    let copied = dig(&holes, &writer, signals).and_then(|()| {
+        copy(
+            source,
+            &extents,
+            &writer,
+            backing.is_some(),
+            progress,
+            signals,
+        )
+    });
     progress.end();
     if let Err(error) = copied {
         // An image that failed meanwhile gives I/O errors: its own cause says more.
@@ -139,6 +155,7 @@ pub fn back_up(
         bytes_read,
         bytes_written: point.file_size,
         changed_bytes,
+        discarded_bytes: changes::total(&holes),
         seconds: (start.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
         number: info.number,
         generation: info.generation,
@@ -157,7 +174,10 @@ fn plan(source: &dyn Source, chain: &Chain, full: bool) -> Result<Plan> {
         };
         Ok(Plan {
             base: None,
-            extents,
+            changes: Changes {
+                written: extents,
+                discarded: Vec::new(),
+            },
             reason,
         })
     };
@@ -186,23 +206,32 @@ fn plan(source: &dyn Source, chain: &Chain, full: bool) -> Result<Plan> {
         ));
     }
     match source.changes(base.generation, base.number) {
-        Ok(extents) => Ok(Plan {
+        Ok(changes) => Ok(Plan {
             reason: format!("what changed since point {}", base.point),
             base: Some(base.clone()),
-            extents,
+            changes,
         }),
         Err(error) if error.kind == Kind::Tracking => everything(error.message),
         Err(error) => Err(error),
     }
 }
 
-/// Splits extents (at clusters already) into pieces of at most [`CHUNK`].
-fn pieces(extents: &[Extent]) -> impl Iterator<Item = (u64, usize)> + '_ {
-    extents.iter().flat_map(|extent| {
+/// Splits extents (at clusters already) into pieces of at most `most` bytes.
+fn pieces(extents: &[Extent], most: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+    extents.iter().flat_map(move |extent| {
         let end = extent.offset + extent.length;
-        let starts = (extent.offset..end).step_by(CHUNK as usize);
-        starts.map(move |offset| (offset, CHUNK.min(end - offset) as usize))
+        let starts = (extent.offset..end).step_by(most as usize);
+        starts.map(move |offset| (offset, most.min(end - offset)))
     })
+}
+
+/// Makes zero clusters of `holes`.
+fn dig(holes: &[Extent], writer: &Writer, signals: &Signals) -> Result<()> {
+    for (offset, length) in pieces(holes, HOLE) {
+        writer.zero(offset, length)?;
+        signals.check()?;
+    }
+    Ok(())
 }
 
 /// Copies `extents`; one thread reads ahead while this one writes. Zeros become zero clusters
@@ -222,7 +251,8 @@ fn copy(
             let _ = empty.send(Aligned::new(CHUNK as usize));
         }
         scope.spawn(move || {
-            for (offset, length) in pieces(extents) {
+            for (offset, length) in pieces(extents, CHUNK) {
+                let length = length as usize;
                 // An error here: the writer gave up.
                 let Ok(mut buffer) = to_fill.recv() else {
                     return;

@@ -2,7 +2,7 @@
 
 use super::buffer::Aligned;
 use crate::changes;
-use crate::changes::Extent;
+use crate::changes::Changes;
 use crate::changes::Query;
 use crate::device::Control;
 use crate::error::Error;
@@ -40,9 +40,9 @@ pub trait Source: Sync {
     /// What it is.
     fn info(&self) -> &Info;
 
-    /// What differs from snapshot `since` of `generation`: sorted and joined. No answer:
+    /// What differs from snapshot `since` of `generation`. No answer:
     /// [`crate::error::Kind::Tracking`].
-    fn changes(&self, generation: Uuid, since: u64) -> Result<Vec<Extent>>;
+    fn changes(&self, generation: Uuid, since: u64) -> Result<Changes>;
 
     /// Reads the first `length` bytes of `buffer` from `offset`.
     fn read(&self, buffer: &mut Aligned, length: usize, offset: u64) -> std::io::Result<()>;
@@ -85,6 +85,7 @@ impl<'a> Image<'a> {
                     since: device.number,
                     first_block: 0,
                     live: false,
+                    discards: false,
                 },
                 &mut [],
             )
@@ -111,14 +112,14 @@ impl Source for Image<'_> {
         &self.info
     }
 
-    fn changes(&self, generation: Uuid, since: u64) -> Result<Vec<Extent>> {
+    fn changes(&self, generation: Uuid, since: u64) -> Result<Changes> {
         let query = Query {
             device: self.device.image_num,
             generation: Some(generation),
             since,
             live: false,
         };
-        changes::extents(self.control, query, &self.info.device).map(|(_, extents)| extents)
+        changes::by_kind(self.control, query, &self.info.device).map(|(_, changes)| changes)
     }
 
     fn read(&self, buffer: &mut Aligned, length: usize, offset: u64) -> std::io::Result<()> {

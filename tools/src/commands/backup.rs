@@ -22,7 +22,8 @@ Example:
 
 Each device gets a directory in DIR: point-0001.qcow2 and so on, and manifest.json. A full point is
 taken first, and whenever change tracking can't tell what changed; else what changed since the last
-point, whose file is the backing file. Interrupted, it leaves the chain as it was.")]
+point, whose file is the backing file. What was discarded meanwhile (fstrim) is stored as zeros without
+being read. Interrupted, it leaves the chain as it was.")]
 pub struct Args {
     /// Block devices; what is not tracked yet will be.
     #[arg(required = true, value_name = "DEV")]
@@ -63,6 +64,10 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
             bdsnap::backup::chain::PointKind::Full => "full",
             bdsnap::backup::chain::PointKind::Incremental => "incremental",
         };
+        let why = match device.discarded_bytes {
+            0 => device.reason.clone(),
+            bytes => format!("{} ({} of it discarded)", device.reason, human(bytes)),
+        };
         rows.push(row([
             &device.device,
             &device.file.display().to_string(),
@@ -70,7 +75,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
             &human(device.changed_bytes),
             &human(device.bytes_written),
             &format!("{:.1}", device.seconds),
-            &device.reason,
+            &why,
         ]));
     }
     output::table(&rows);

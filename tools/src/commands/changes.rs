@@ -34,6 +34,7 @@ pub enum Format {
 Example:
   bdsnap changes /dev/vdb1 --since 3
   bdsnap --json changes /dev/bdsnap-image0 --since 3 --generation 0f5e…
+  bdsnap changes /dev/vdb1 --since 3 --discards
 
 Numbers and generations are shown by `bdsnap status`. Exit code 5: take a full backup.")]
 pub struct Args {
@@ -55,6 +56,10 @@ pub struct Args {
     /// The form of the answer.
     #[arg(long, value_enum, default_value = "extents")]
     format: Format,
+    /// List what changed last by a discard (fstrim) apart: marked `discard`, or as "discards" in
+    /// JSON. What such blocks hold is of no use to anybody. Only with extents.
+    #[arg(long)]
+    discards: bool,
 }
 
 /// Prints the changes.
@@ -67,8 +72,17 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     if args.until.is_some_and(|until| until < args.since) {
         return Err(Error::usage("--until is below --since"));
     }
+    if args.discards && args.format != Format::Extents {
+        return Err(Error::usage("--discards goes only with --format extents"));
+    }
     let device = Sysfs::default().resolve(&args.device)?;
     let control = Control::open()?;
+    if args.discards && !control.knows_discards().map_err(|e| e.on("bdsnap"))? {
+        return Err(
+            Error::unsupported("the loaded module knows nothing of discards")
+                .hint("load the module that belongs to this tool"),
+        );
+    }
     let num = match args.until {
         None => device.num,
         until => {
@@ -84,6 +98,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     };
     let name = device.path();
     match args.format {
+        Format::Extents if args.discards => by_kind(&control, query, &name, args, json)?,
         Format::Extents => {
             let (head, extents) = changes::extents(&control, query, &name)?;
             if json {
@@ -112,6 +127,25 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
                 output::raw(&bits)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Prints the extents with discards apart.
+fn by_kind(control: &Control, query: Query, name: &str, args: &Args, json: bool) -> Result<()> {
+    let (head, found) = changes::by_kind(control, query, name)?;
+    if json {
+        let mut answer = answer(name, args, &head, "extents", json!(found.written));
+        answer["discards"] = json!(found.discarded);
+        output::json(&answer);
+        return Ok(());
+    }
+    let written = found.written.iter().map(|e| (e, ""));
+    let discarded = found.discarded.iter().map(|e| (e, " discard"));
+    let mut lines: Vec<_> = written.chain(discarded).collect();
+    lines.sort_by_key(|(extent, _)| extent.offset);
+    for (extent, kind) in lines {
+        output::line(format!("{} {}{kind}", extent.offset, extent.length));
     }
     Ok(())
 }
