@@ -490,6 +490,31 @@ whole_copy() {
 	note "clean: $4 of a copy"
 }
 
+# apart DEVICE SINCE: the JSON, in $T/apart.json; without --discards all of it is in one list
+apart() {
+	bdj changes "$1" --since "$2" --discards
+	cp "$OUT" "$T/apart.json"
+	bdj changes "$1" --since "$2"
+	jq -c '[.extents[], .discards[]] | sort_by(.offset) | reduce .[] as $e ([];
+		if length > 0 and .[-1].offset + .[-1].length == $e.offset then .[-1].length += $e.length else . + [$e] end)' \
+		"$T/apart.json" >"$T/both"
+	jq -c .extents "$OUT" >"$T/one"
+	cmp "$T/one" "$T/both" || fail "the two lists are not what changed"
+}
+# zeros_there IMAGE: what is listed in $T/apart.json as discarded reads as zeros (on a disk where discards do that)
+zeros_there() {
+	python3 - "$1" "$T/apart.json" <<'END' || fail "data in what is listed as discarded"
+import json, sys
+image = open(sys.argv[1], "rb")
+holes, blocks = json.load(open(sys.argv[2]))["discards"], 0
+for hole in holes:
+    image.seek(hole["offset"])
+    data = image.read(hole["length"])
+    assert len(data) == hole["length"], hole
+    assert not any(data), f"data in {hole}"
+    blocks += 1
+print(f"   {blocks} ranges listed as discarded, all zeros")
+END
 # ---- the oracle: a log of all writes below the origin -----------------------------------------
 #
 # dm-log-writes under the origin logs every write. Replaying the log gives the true content of
