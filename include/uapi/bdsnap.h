@@ -224,6 +224,10 @@ struct bdsnap_snapshot_device {
 
 /*
  * BDSNAP_IOC_SNAPSHOT_CREATE: cut all the origins at one instant.
+ * The store must not lie on a stack above an origin (a volume on the disk, a
+ * loop file on it): each copy written to it would be a write to that origin
+ * whose old data has to be copied, and so on until the store is full. (On the
+ * origin itself, or its disk, it may lie: those blocks are known.)
  * The file systems of freeze_fds (any fd on them) are frozen in that order
  * and thawed in the reverse one; then the origins' gates are closed in the
  * order given (list upper devices of a stack first), the writes in flight are

@@ -153,36 +153,6 @@ impl Sysfs {
             .find_map(|h| Some(h.file_name()?.to_str()?.to_owned()))
     }
 
-    /// What a device lies directly on: its disk, or the devices it is made of.
-    pub fn below(&self, num: DevNum) -> Vec<DevNum> {
-        if let Some(disk) = self.disk_of(num) {
-            return vec![disk];
-        }
-        let Some(dir) = self.dir(num) else {
-            return Vec::new();
-        };
-        entries(&dir.join("slaves"))
-            .iter()
-            .filter_map(|e| number(e))
-            .collect()
-    }
-
-    /// How many levels of devices lie under a device: 0 for a plain disk.
-    pub fn height(&self, num: DevNum) -> usize {
-        fn walk(sysfs: &Sysfs, num: DevNum, limit: usize) -> usize {
-            if limit == 0 {
-                return 0;
-            }
-            let below = sysfs.below(num);
-            below
-                .into_iter()
-                .map(|d| 1 + walk(sysfs, d, limit - 1))
-                .max()
-                .unwrap_or(0)
-        }
-        walk(self, num, 32)
-    }
-
     /// Loop devices in use: each with the path of its file.
     pub fn loops(&self) -> Vec<(DevNum, PathBuf)> {
         entries(&self.root.join("block"))
@@ -275,8 +245,6 @@ mod tests {
         assert_eq!(sysfs.disk_of(num(8, 0)), None);
         assert_eq!(sysfs.above(num(8, 0)), [num(8, 1), num(8, 2)]);
         assert_eq!(sysfs.above(num(8, 2)), [num(253, 0)]);
-        assert_eq!(sysfs.below(num(253, 0)), [num(8, 2)]);
-        assert_eq!(sysfs.height(num(253, 0)), 2);
         assert_eq!(sysfs.dm_name(num(253, 0)).unwrap(), "vg-root");
         assert_eq!(sysfs.name(num(9, 9)), None);
     }

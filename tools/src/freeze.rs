@@ -77,8 +77,7 @@ pub fn write_back(opened: &[Opened]) {
 /// Finds the file systems on `devices`, on what is stacked on them (partitions, LVM, md, crypt,
 /// loop files) and so on; the topmost first. Read-only ones need no freeze and are left out.
 pub fn plan(sysfs: &Sysfs, mounts: &[Mount], devices: &[DevNum]) -> Vec<Target> {
-    let loops = sysfs.loops();
-    let depth = depths(sysfs, mounts, &loops, devices);
+    let depth = depths(sysfs, mounts, &sysfs.loops(), devices);
     let mut targets: Vec<Target> = Vec::new();
     for mount in mounts.iter().filter(|m| !m.read_only) {
         let Some(device) = mount.device() else {
@@ -106,19 +105,9 @@ pub fn plan(sysfs: &Sysfs, mounts: &[Mount], devices: &[DevNum]) -> Vec<Target> 
     targets
 }
 
-/// The device of `devices` that lies under `top` (not counting `top`'s own disk): what is written
-/// to `top` arrives there once more, as somebody else's write.
-pub fn below(sysfs: &Sysfs, mounts: &[Mount], devices: &[DevNum], top: DevNum) -> Option<DevNum> {
-    let disk = |num| sysfs.disk_of(num).unwrap_or(num);
-    let loops = sysfs.loops();
-    devices.iter().copied().find(|&device| {
-        disk(device) != disk(top)
-            && depths(sysfs, mounts, &loops, &[disk(device)]).contains_key(&top)
-    })
-}
-
-/// All devices that lie on `devices`, each with the length of the longest way to it.
-fn depths(
+/// All devices that lie on `devices` (these included), through partitions, other drivers and loop
+/// files, each with the length of the longest way to it. `loops` as of [`Sysfs::loops`].
+pub fn depths(
     sysfs: &Sysfs,
     mounts: &[Mount],
     loops: &[(DevNum, PathBuf)],
@@ -235,22 +224,6 @@ mod tests {
         assert_eq!(plan(&sysfs, &mounts, &[num(8, 1)]).len(), 1);
         assert_eq!(plan(&sysfs, &mounts, &[num(8, 1), num(8, 0)]).len(), 2);
         assert!(plan(&sysfs, &mounts, &[num(9, 9)]).is_empty());
-    }
-
-    #[test]
-    fn what_lies_below() {
-        let dir = tempfile::tempdir().unwrap();
-        let sysfs = fake::sysfs(dir.path());
-        let find = |devices: &[DevNum], top| below(&sysfs, &[], devices, top);
-        assert_eq!(find(&[num(8, 0)], num(253, 0)), Some(num(8, 0)));
-        assert_eq!(
-            find(&[num(253, 0), num(8, 2)], num(253, 0)),
-            Some(num(8, 2))
-        );
-        // Its own disk's partitions are seen for what they are.
-        assert_eq!(find(&[num(8, 0), num(8, 1)], num(8, 2)), None);
-        assert_eq!(find(&[num(253, 0)], num(253, 0)), None);
-        assert_eq!(find(&[num(253, 0)], num(8, 1)), None);
     }
 
     #[test]

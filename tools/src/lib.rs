@@ -5,8 +5,8 @@
 //!
 //! - [`abi`], [`ioctl`], [`device`]: the module's ioctls; everything else builds on
 //!   [`device::Control`].
-//! - [`blockdev`], [`mounts`], [`freeze`], [`store`], [`hooks`], [`signals`]: what a snapshot
-//!   needs from the machine.
+//! - [`blockdev`], [`mounts`], [`stack`], [`freeze`], [`store`], [`hooks`], [`signals`]: what a
+//!   snapshot needs from the machine.
 //! - [`tracking`], [`snapshot`], [`state`], [`events`], [`changes`]: doing it, looking at what there
 //!   is and happens, what changed.
 //! - [`backup`], [`restore`]: chains of qcow2 files.
@@ -33,6 +33,7 @@ pub mod restore;
 pub mod signals;
 pub mod size;
 pub mod snapshot;
+pub mod stack;
 pub mod state;
 pub mod store;
 pub mod tracking;

@@ -1,8 +1,6 @@
 //! Taking a snapshot: everything around the one kernel call.
 
 use crate::abi;
-use crate::blockdev::dev_num;
-use crate::blockdev::dev_path;
 use crate::blockdev::BlockDevice;
 use crate::blockdev::Sysfs;
 use crate::device::CallError;
@@ -16,7 +14,9 @@ use crate::freeze;
 use crate::freeze::Opened;
 use crate::hooks::Hooks;
 use crate::mounts;
+use crate::mounts::Mount;
 use crate::signals::Signals;
+use crate::stack::Stack;
 use crate::state;
 use crate::state::Store;
 use crate::state::Version;
@@ -31,7 +31,6 @@ use rustix::mm::munlockall;
 use rustix::mm::MlockAllFlags;
 use serde::Serialize;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
@@ -122,15 +121,16 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
         None => Hooks::none(),
     };
     let total = devices.iter().filter_map(|d| sysfs.size(d.num)).sum();
+    let stack = Stack::new(&sysfs, &targets.mounts, &devices);
     let file = match &request.store {
         Some(spec) => store::make(spec, total)?,
-        None => store::make_default(&targets.own, total)?,
+        None => store::make_default(&targets.places(&stack), total)?,
     };
-    check_place(&sysfs, &devices, &file)?;
+    stack.check_store(&file)?;
     let tracking = Tracking::start(control, &devices, 0)?;
     let store = hand_over(control, file)?;
     crate::freeze::write_back(&targets.opened);
-    let order = order(&sysfs, &devices);
+    let order = stack.order();
     let mut items: Vec<abi::SnapshotDevice> = order
         .iter()
         .map(|&i| abi::SnapshotDevice {
@@ -209,8 +209,10 @@ pub fn resolve(sysfs: &Sysfs, paths: &[PathBuf]) -> Result<Vec<BlockDevice>> {
 struct Targets {
     /// Those to freeze, in order.
     opened: Vec<Opened>,
-    /// Mount points of those on the origins themselves, where a store may go.
-    own: Vec<PathBuf>,
+    /// Devices and mount points of those on the origins themselves, where a store may go.
+    own: Vec<(DevNum, PathBuf)>,
+    /// All that is mounted.
+    mounts: Vec<Mount>,
 }
 
 impl Targets {
@@ -219,9 +221,7 @@ impl Targets {
         let mut nums: Vec<DevNum> = devices.iter().map(|d| d.num).collect();
         let own = freeze::plan(sysfs, &mounts, &nums)
             .into_iter()
-            .filter(|t| freeze::below(sysfs, &mounts, &nums, t.device).is_none())
-            .filter_map(|t| t.mounts.into_iter().next())
-            .map(|(_, mount_point)| mount_point)
+            .filter_map(|t| Some((t.device, t.mounts.into_iter().next()?.1)))
             .collect();
         let mut opened = Vec::new();
         if !request.no_freeze {
@@ -246,29 +246,18 @@ impl Targets {
             }
             opened = plan.iter().map(freeze::open).collect::<Result<_>>()?;
         }
-        Ok(Targets { opened, own })
+        Ok(Targets {
+            opened,
+            own,
+            mounts,
+        })
     }
-}
 
-/// A store on something that lies on an origin (a logical volume, a loop device) would be copied
-/// into itself: each write to it is a write to the origin below.
-fn check_place(sysfs: &Sysfs, devices: &[BlockDevice], file: &StoreFile) -> Result<()> {
-    let meta = file.file.metadata();
-    let meta = meta.map_err(|e| Error::io("can't look at the store", e))?;
-    let nums: Vec<DevNum> = devices.iter().map(|d| d.num).collect();
-    let place = dev_num(meta.dev());
-    let Some(origin) = freeze::below(sysfs, &mounts::read()?, &nums, place) else {
-        return Ok(());
-    };
-    let path = |num| dev_path(&sysfs.name(num).unwrap_or_default());
-    Err(Error::usage(format!(
-        "store: {} is on {}, which lies on the origin {}: it would be copied into itself",
-        file.place.display(),
-        path(place),
-        path(origin)
-    ))
-    .code("store-above")
-    .hint("put the store on another disk, or on a file system directly on the origin: --store file:PATH"))
+    /// Where a store may go.
+    fn places(&self, stack: &Stack) -> Vec<PathBuf> {
+        let fit = self.own.iter().filter(|(device, _)| !stack.is_on(*device));
+        fit.map(|(_, mount_point)| mount_point.clone()).collect()
+    }
 }
 
 /// Gives the file to the kernel, whose reference is the only one that remains.
@@ -276,13 +265,6 @@ fn hand_over(control: &Control, file: StoreFile) -> Result<abi::StoreFile> {
     control
         .store_file(file.file.as_fd(), abi::GRANULE_DEFAULT)
         .map_err(|e| e.on(file.place.display()))
-}
-
-/// The order in which the gates close: upper devices of a stack first. Indices into `devices`.
-fn order(sysfs: &Sysfs, devices: &[BlockDevice]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..devices.len()).collect();
-    order.sort_by_cached_key(|&i| std::cmp::Reverse(sysfs.height(devices[i].num)));
-    order
 }
 
 /// The kernel call. While it runs file systems are frozen: this process must not touch a file,
@@ -337,7 +319,7 @@ fn explain(
 fn created_device(origin: &BlockDevice, item: &abi::SnapshotDevice) -> CreatedDevice {
     CreatedDevice {
         device: origin.path(),
-        image: dev_path(&abi::text(&item.image_name)),
+        image: crate::blockdev::dev_path(&abi::text(&item.image_name)),
         size: item.device_size,
         generation: Uuid::from_bytes(item.generation),
         number: item.number,
