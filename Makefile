@@ -3,7 +3,8 @@
 # The module is built for the running kernel where that one has Rust metadata, else for the newest 7.x
 # kernel of Debian backports, with a toolchain that is fetched into ${BDSNAP_CACHE:-~/.cache/bdsnap}.
 #   KDIR=DIR    build against this prepared tree, with the machine's own toolchain
-#   KERNEL=REL  another kernel release of Debian backports instead of the newest
+#   KERNEL=REL  another kernel release of Debian backports instead of the newest; KERNEL=debug: our debug
+#               kernel of the same source (scripts/debug-kernel), for all that runs in the VM
 #   V=1         show the commands
 
 SHELL := /bin/bash
@@ -11,8 +12,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 
+KERNEL ?= $(BDSNAP_KERNEL)
 BUILD := $(CURDIR)/build
-MODULE := $(BUILD)/module
+MODULE := $(BUILD)/module$(if $(filter debug,$(KERNEL)),-debug)
 TARGET := x86_64-unknown-linux-gnu
 BIN := $(BUILD)/cargo/$(TARGET)/release
 JOBS := $(shell nproc)
@@ -34,7 +36,7 @@ endif
 endif
 
 # the kernel the VM runs is always the prepared one: tests build for that
-VM_GOALS := demo test test-vm test-host bench shell rootfs-script lint
+VM_GOALS := demo test test-long test-vm test-host bench shell rootfs-script lint
 ifneq ($(filter $(VM_GOALS) vm-build,$(MAKECMDGOALS)),)
 ifeq ($(origin KDIR),file)
 NATIVE :=
@@ -59,7 +61,7 @@ else
 module:
 	@k=$$(scripts/kernel) && mkdir -p $(MODULE) && \
 	{ cmp -s <(echo $$k) $(MODULE)/.kernel || { rm -rf $(MODULE); mkdir -p $(MODULE); echo $$k >$(MODULE)/.kernel; }; } && \
-	scripts/in-root $(MAKE) --no-print-directory -C $$k/build $(KBUILD_ARGS) CC=$$(cat $$k/cc) modules
+	scripts/in-root $(MAKE) --no-print-directory -C $$k/build $(KBUILD_ARGS) $$(cat $$k/flags) modules
 tool:
 	@scripts/cargo build --release --locked -p bdsnap -p bdsnap-tests
 endif
@@ -88,9 +90,12 @@ shell: vm-build
 demo: vm-build
 	@tests/demo/run
 
-.PHONY: test test-host test-vm lint bench
+.PHONY: test test-long test-host test-vm lint bench
 test:
 	@scripts/test
+# with all VM tests, also those of which "make test" takes a few by lot
+test-long:
+	@scripts/test --long
 # only a part of it: make test-vm T="name ..."
 test-vm: vm-build
 	@tests/vm/run-tests $(T)
