@@ -21,5 +21,7 @@ pub(crate) mod run;
 pub(crate) mod sentry;
 pub(crate) mod slot;
 pub(crate) mod stream;
+#[cfg(CONFIG_KUNIT = "y")]
+mod tests;
 pub(crate) mod time;
 pub(crate) mod trace;

@@ -125,6 +125,9 @@ loaded() { grep -q '^bdsnap ' /proc/modules; }
 load() {
 	modprobe bdsnap 2>/dev/null || insmod "$BDSNAP_KO" || fail "the module can't be loaded"
 	wait_for 5 test -c /dev/bdsnap || fail "no /dev/bdsnap"
+	# The debug kernel runs the module's own KUnit tests now; a failure is in the kernel's log.
+	[ ! -d /sys/kernel/debug/kunit ] || compgen -G '/sys/kernel/debug/kunit/bdsnap_*/results' >/dev/null ||
+		fail "the module's KUnit tests did not run"
 }
 
 unload() {
