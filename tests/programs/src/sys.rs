@@ -1,6 +1,8 @@
 //! The system calls that `std` does not have, and the only `unsafe` of these
 //! programs.
 
+pub mod memory;
+
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
