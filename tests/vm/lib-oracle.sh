@@ -3,7 +3,8 @@
 #
 # dm-log-writes under the origin logs every write. Replaying the log gives the true content of
 # the origin at any instant, without asking bdsnap or the origin. Use:
-#   logged NAME LOWER LOGDEV    before anything is on it: $LOGGED is the device to work with (both disks are blank)
+#   logged NAME LOWER LOGDEV    $LOGGED is the device to work with. Before anything is on it, or with what is
+#                               on it as a file in ORACLE_BASE, and after discards_of. LOGDEV is blank.
 #   ORACLE_PAUSE=(JOB… DIR…)    background jobs to stop, file systems to freeze, while a mark is set
 #   oracle_cut CUT DEV… [options of snap]    a snapshot, under way between two marks
 #   oracle_check CUT IMAGE      IMAGE must be, byte for byte, what the origin was at one instant between them
@@ -12,6 +13,7 @@
 # shows must be the state after some number of writes, in the order of their completion.
 
 ORACLE_PAUSE=()
+ORACLE_BASE=	# what the device held when the log began; empty: zeros
 ORACLE_DISCARDS=any	# what the lower device does with discards: keep, zeros, any
 declare -A ORACLE_NUM=()	# number of each cut
 
@@ -37,8 +39,10 @@ discards_of() {
 # logged NAME LOWER LOGDEV: a device on LOWER whose writes are logged to LOGDEV. Sets LOGGED, LOGDEV.
 logged() {
 	modprobe dm-log-writes 2>/dev/null || skip "no dm-log-writes"
-	discards_of "$2"
+	[ -n "$ORACLE_BASE" ] || discards_of "$2"
 	LOG_NAME=$1 LOGDEV=$3
+	# no log of before
+	dd if=/dev/zero of="$3" bs=64K count=1 oflag=direct status=none
 	echo "0 $(blockdev --getsz "$2") log-writes $2 $3" | dmsetup create "$1"
 	LOGGED=/dev/mapper/$1
 	wait_for 5 test -b "$LOGGED" || fail "no $LOGGED"
@@ -101,11 +105,15 @@ oracle_quiet() {
 	ORACLE_NUM[$1]=$NUM
 }
 
+# log_replay COMMAND [argument…]: of replay, on this log
+log_replay() {
+	replay "$1" "$LOGDEV" "${@:2}" --discards "$ORACLE_DISCARDS" ${ORACLE_BASE:+--base "$ORACLE_BASE"} | sed 's/^/   /'
+}
+
 # oracle_check CUT IMAGE
 oracle_check() {
 	drop_caches
-	replay find "$LOGDEV" "$2" --discards $ORACLE_DISCARDS --from "$1-before" --to "$1-after" --out "$T/$1.at" |
-		sed 's/^/   /'
+	log_replay find "$2" --from "$1-before" --to "$1-after" --out "$T/$1.at"
 }
 
 # oracle_changes OLD NEW DEV [option of replay changes…]: after an oracle_check of both; DEV is
@@ -113,6 +121,5 @@ oracle_check() {
 oracle_changes() {
 	bdj changes "$3" --since "${ORACLE_NUM[$1]}" >/dev/null
 	cp "$OUT" "$T/changes.json"
-	replay changes "$LOGDEV" "$T/changes.json" --size-of "$3" --discards $ORACLE_DISCARDS \
-		--from "$(cat "$T/$1.at")" --to "$(cat "$T/$2.at")" "${@:4}" | sed 's/^/   /'
+	log_replay changes "$T/changes.json" --size-of "$3" --from "$(cat "$T/$1.at")" --to "$(cat "$T/$2.at")" "${@:4}"
 }

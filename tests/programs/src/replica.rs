@@ -172,15 +172,22 @@ impl Replica {
     pub fn compare(&self, image: &File) -> Result<BTreeSet<u64>, String> {
         let mut wrong = BTreeSet::new();
         let mut buf = vec![0u8; 1 << 20];
+        let mut base = buf.clone();
         let mut at = 0;
         while at < self.size {
             let len = (buf.len() as u64).min(self.size - at) as usize;
-            image
-                .read_exact_at(&mut buf[..len], at)
-                .map_err(|e| format!("read the image at {at}: {e}"))?;
-            for (i, b) in buf[..len].chunks(PAGE as usize).enumerate() {
+            let read = |f: &File, b: &mut [u8], what: &str| {
+                f.read_exact_at(b, at)
+                    .map_err(|e| format!("read the {what} at {at}: {e}"))
+            };
+            read(image, &mut buf[..len], "image")?;
+            if let Some(f) = &self.base {
+                read(f, &mut base[..len], "base")?;
+            }
+            let parts = buf[..len].chunks(PAGE as usize);
+            for (i, (b, base)) in parts.zip(base[..len].chunks(PAGE as usize)).enumerate() {
                 let n = at / PAGE + i as u64;
-                if !self.same(n, b)? {
+                if !self.pages.get(&n).map_or(b == base, |p| p.matches(b)) {
                     wrong.insert(n);
                 }
             }
