@@ -61,6 +61,7 @@ AT(bdsnap_origin_info, generation, 56);
 AT(bdsnap_origin_info, number, 72);
 AT(bdsnap_origin_info, oldest, 80);
 AT(bdsnap_origin_info, snapshots, 88);
+AT(bdsnap_origin_info, cause, 92);
 AT(bdsnap_origin_info, bytes_copied, 96);
 AT(bdsnap_origin_info, writes_parked, 104);
 SIZE(bdsnap_store_file, 48);
@@ -127,6 +128,19 @@ SIZE(bdsnap_mark, 32);
 AT(bdsnap_mark, ranges, 16);
 AT(bdsnap_mark, count, 24);
 AT(bdsnap_mark, reserved, 28);
+SIZE(bdsnap_events, 16);
+AT(bdsnap_events, fd, 8);
+AT(bdsnap_events, reserved, 12);
+SIZE(bdsnap_event, 104);
+AT(bdsnap_event, time_ns, 8);
+AT(bdsnap_event, type, 16);
+AT(bdsnap_event, cause, 20);
+AT(bdsnap_event, major, 24);
+AT(bdsnap_event, minor, 28);
+AT(bdsnap_event, name, 32);
+AT(bdsnap_event, generation, 64);
+AT(bdsnap_event, snapshot, 80);
+AT(bdsnap_event, number, 96);
 
 #define BLOCK		BDSNAP_BLOCK_SIZE_DEFAULT
 #define STORE_BYTES	(16 << 20)

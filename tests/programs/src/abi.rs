@@ -65,9 +65,11 @@ pub const LIST_VERSIONS: Ioctl = ioc("LIST_VERSIONS", 0x24, 40);
 pub const MAP_READ: Ioctl = ioc("MAP_READ", 0x30, 96);
 /// BDSNAP_IOC_MARK
 pub const MARK: Ioctl = ioc("MARK", 0x31, 32);
+/// BDSNAP_IOC_EVENTS
+pub const EVENTS: Ioctl = ioc("EVENTS", 0x40, 16);
 
 /// All of them.
-pub const ALL: [Ioctl; 12] = [
+pub const ALL: [Ioctl; 13] = [
     VERSION,
     TRACK,
     UNTRACK,
@@ -80,6 +82,7 @@ pub const ALL: [Ioctl; 12] = [
     LIST_VERSIONS,
     MAP_READ,
     MARK,
+    EVENTS,
 ];
 
 /// Bytes of struct bdsnap_origin_info.
@@ -90,6 +93,8 @@ pub const SNAPSHOT_DEVICE: u32 = 80;
 pub const SNAPSHOT_INFO: u32 = 80;
 /// Bytes of struct bdsnap_version_info.
 pub const VERSION_INFO: u32 = 152;
+/// Bytes of struct bdsnap_event.
+pub const EVENT: usize = 104;
 
 /// Offsets of fields; every struct has `size` at 0 and `flags` at 4.
 pub mod at {
@@ -169,6 +174,10 @@ pub mod at {
     pub const MARK_COUNT: usize = 24;
     /// MARK: reserved
     pub const MARK_RESERVED: usize = 28;
+    /// EVENTS: fd
+    pub const EVENTS_FD: usize = 8;
+    /// EVENTS: reserved
+    pub const EVENTS_RESERVED: usize = 12;
 }
 
 impl Ioctl {

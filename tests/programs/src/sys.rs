@@ -206,6 +206,22 @@ pub fn pipe() -> io::Result<OwnedFd> {
     Ok(write)
 }
 
+/// Takes a descriptor that an ioctl has just made, whose reads shall not wait.
+///
+/// Safe only in this sense: nothing else may own it.
+pub fn own(fd: RawFd) -> io::Result<File> {
+    // SAFETY: only asks for its flags, and sets them.
+    let r = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK)
+    };
+    if r < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and nobody else's by the caller's word.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
 /// `pwritev2` of one buffer with `flags` (RWF_NOWAIT, RWF_DSYNC, …).
 pub fn pwrite2(f: &File, buf: &[u8], offset: u64, flags: i32) -> io::Result<usize> {
     let v = libc::iovec {

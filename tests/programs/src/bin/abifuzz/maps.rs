@@ -1,11 +1,14 @@
-//! SNAPSHOT_KEEP and _DELETE with bad ids, MAP_READ, MARK.
+//! SNAPSHOT_KEEP and _DELETE with bad ids, MAP_READ, MARK, EVENTS.
 
 use crate::calls::*;
 use crate::runner::Checks;
 use bdsnap_tests::abi;
 use bdsnap_tests::abi::at;
+use bdsnap_tests::sys;
 use bdsnap_tests::sys::Cliff;
-use libc::{E2BIG, EFAULT, EINVAL, ENODEV, ENOENT, ENXIO, ESTALE};
+use libc::{E2BIG, EAGAIN, EFAULT, EINVAL, ENODEV, ENOENT, ENXIO, ESTALE};
+use std::fs;
+use std::io::Read;
 
 impl Checks {
     pub fn refs(&mut self, id: [u8; 16]) {
@@ -233,5 +236,38 @@ impl Checks {
             }
             Err(e) => self.fail(e),
         }
+    }
+
+    pub fn events(&mut self) -> Result<(), String> {
+        let good = abi::EVENTS.arg();
+        self.common(&good, 0);
+        for bit in 0..32 {
+            self.expect(
+                "reserved bit",
+                &good.clone().u32(at::EVENTS_RESERVED, 1 << bit),
+                &[EINVAL],
+            );
+        }
+        let mut a = good.clone();
+        a.call(&self.fd)
+            .map_err(|e| format!("EVENTS: {}", sys::errno_name(e)))?;
+        let mut file = sys::own(a.get32(at::EVENTS_FD) as i32).map_err(|e| e.to_string())?;
+        let mut read = |len: usize| {
+            let mut buf = vec![0u8; len];
+            file.read(&mut buf)
+                .map_err(|e| e.raw_os_error().unwrap_or(0))
+        };
+        let (small, none) = (read(abi::EVENT - 1), read(abi::EVENT));
+        self.ensure("no room for an event: EINVAL", small == Err(EINVAL));
+        self.ensure("no event, O_NONBLOCK: EAGAIN", none == Err(EAGAIN));
+        // Results that can't be delivered: no descriptor may remain.
+        let open = || fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        let before = open();
+        let addr = self.cliff.put(&good.bytes);
+        self.cliff.read_only(true);
+        self.expect_at("argument in read-only memory", abi::EVENTS, addr, &[EFAULT]);
+        self.cliff.read_only(false);
+        self.ensure("no descriptor is left", open() == before);
+        Ok(())
     }
 }

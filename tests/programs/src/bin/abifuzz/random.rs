@@ -10,11 +10,12 @@ use bdsnap_tests::rng::Rng;
 use bdsnap_tests::sys;
 use bdsnap_tests::sys::Cliff;
 use libc::{
-    E2BIG, EBADF, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENOSPC, ENXIO, EOPNOTSUPP, EPERM,
-    ESTALE,
+    E2BIG, EAGAIN, EBADF, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENOSPC, ENXIO, EOPNOTSUPP,
+    EPERM, ESTALE,
 };
 use std::fs;
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 use std::time::Instant;
@@ -39,7 +40,7 @@ const DOCUMENTED: [i32; 20] = [
     libc::ETIMEDOUT,
     ESTALE,
     libc::ENOMEDIUM,
-    libc::EAGAIN,
+    EAGAIN,
     libc::EINTR,
     libc::EIO,
 ];
@@ -89,6 +90,7 @@ struct Fuzz<'a> {
     /// Ids, stores, generations that were seen.
     ids: Vec<[u8; 16]>,
     stores: Vec<u64>,
+    events: Vec<File>,
     id: u64,
 }
 
@@ -249,7 +251,7 @@ impl Fuzz<'_> {
         a.bytes.copy_from_slice(&mem[from..]);
         mem[from..].fill(0xa5);
         match r {
-            Ok(_) => self.learn(&a),
+            Ok(_) => self.learn(&a)?,
             Err(e) if DOCUMENTED.contains(&e) => {}
             Err(e) => {
                 return Err(format!(
@@ -266,8 +268,9 @@ impl Fuzz<'_> {
         Ok(())
     }
 
-    fn learn(&mut self, a: &Arg) {
+    fn learn(&mut self, a: &Arg) -> Result<(), String> {
         match a.ioctl {
+            abi::EVENTS => return self.read_events(a.get32(at::EVENTS_FD) as i32),
             abi::STORE_FILE => self.stores.push(a.get64(at::STORE_HANDLE)),
             abi::SNAPSHOT_CREATE => {
                 let mut id = [0; 16];
@@ -282,6 +285,30 @@ impl Fuzz<'_> {
         if self.stores.len() > 16 {
             self.stores.drain(..8);
         }
+        Ok(())
+    }
+
+    /// Keeps the newest files of EVENTS, so that others get what happens; reads from one with some room.
+    fn read_events(&mut self, fd: i32) -> Result<(), String> {
+        self.events
+            .push(sys::own(fd).map_err(|e| format!("EVENTS: {e}"))?);
+        if self.events.len() > 8 {
+            self.events.remove(0);
+        }
+        let room = self.rng.pick(&[0, 1, 103, 104, 105, 208, 4096]);
+        let mut buf = vec![0xa5u8; room + 8];
+        let file = self.rng.below(self.events.len() as u64) as usize;
+        let got = match (&self.events[file]).read(&mut buf[..room]) {
+            Ok(n) if n % abi::EVENT == 0 && n > 0 => n,
+            Ok(n) => return Err(format!("a read of {room} bytes of events gave {n}")),
+            Err(e) if room < abi::EVENT && e.raw_os_error() == Some(EINVAL) => 0,
+            Err(e) if room >= abi::EVENT && e.raw_os_error() == Some(EAGAIN) => 0,
+            Err(e) => return Err(format!("a read of {room} bytes of events: {e}")),
+        };
+        if buf[got..].iter().any(|&b| b != 0xa5) {
+            return Err(format!("a read of {got} bytes of events wrote behind them"));
+        }
+        Ok(())
     }
 
     fn thread(mut self, iterations: u64, until: Instant) -> Result<u64, String> {
@@ -333,6 +360,7 @@ pub fn random(
                     rng: Rng::new(seed + id),
                     ids: vec![],
                     stores: vec![],
+                    events: vec![],
                     id,
                 };
                 scope.spawn(move || f.thread(iterations, until))

@@ -40,7 +40,7 @@ impl Checks {
         }
     }
 
-    /// Calls and returns the result and the argument as the kernel left it.
+    /// Calls and returns the result and the argument as the kernel left it, but for the file that EVENTS gave.
     /// The struct ends where memory ends: one byte too many is a fault.
     pub fn call(&mut self, code: u64, arg: &Arg) -> (Result<i32, i32>, Arg) {
         sys::watchdog(90);
@@ -50,6 +50,9 @@ impl Checks {
         let mem = self.cliff.mem();
         let start = mem.len() - after.bytes.len();
         after.bytes.copy_from_slice(&mem[start..]);
+        if arg.ioctl == abi::EVENTS && r.is_ok() {
+            drop(sys::own(after.get32(at::EVENTS_FD) as i32));
+        }
         (r, after)
     }
 
@@ -269,6 +272,7 @@ pub fn checks(w: &Where, tmpfs: &str) -> Result<(), String> {
     c.refs(id);
     c.maps(image);
     c.mark();
+    c.events()?;
     c.unprivileged(id)?;
     c.create(w)?;
     c.ownership(w)?;
