@@ -159,7 +159,7 @@ impl Chain {
     }
 
     /// The I/O of a run has ended.
-    fn ended(&mut self, tracker: &Tracker, run: Arc<Run<Tracker>>) {
+    fn ended(&mut self, tracker: &Arc<Tracker>, run: Arc<Run<Tracker>>) {
         let job = self
             .pool
             .as_mut()
@@ -215,9 +215,9 @@ impl Chain {
     }
 
     /// A job's old data is in memory, but for the granules with a bit in `bad`.
-    fn was_read(&mut self, tracker: &Tracker, run: Arc<Run<Tracker>>, mut job: Job, bad: u64) {
+    fn was_read(&mut self, tracker: &Arc<Tracker>, run: Arc<Run<Tracker>>, mut job: Job, bad: u64) {
         let version = job.version.clone();
-        if !version.is_live() {
+        if !tracker.has_medium() || !version.is_live() {
             // Nobody wants it any more; should an older version, it gets its own.
             self.forget(&version, job.span);
             return self.over(run, &version);

@@ -327,6 +327,8 @@ impl ChildDone for Piece {
                 queue.queue().enqueue::<_, 0>(this);
                 return;
             }
+            // (Where it has another medium, the version fails now.)
+            shown.tracker.has_medium();
         }
         // A version that has failed protects nothing any more.
         let failed = matches!(this.read.shown.version.damage(), Damage::All(_));

@@ -74,7 +74,7 @@ pub(crate) struct Tracker {
     pub(crate) device: BlockDevice,
     /// Its sectors on its disk.
     span: Span<Sectors>,
-    /// Its medium.
+    /// Its medium when tracking began.
     medium: u64,
     /// Why its generation has ended, `BDSNAP_CAUSE_*`; 0: it goes on.
     ended: AtomicU32,
@@ -264,16 +264,27 @@ impl Tracker {
         }
     }
 
+    /// Whether its medium is still in its disk. If it is not, what is read from there is another
+    /// disk's: its generation and its images end. Any context.
+    pub(crate) fn has_medium(self: &Arc<Self>) -> bool {
+        let same = self.device.medium() == self.medium;
+        if !same {
+            self.end(abi::BDSNAP_CAUSE_ORIGIN_GONE, true);
+        }
+        same
+    }
+
     /// Why its generation has ended, `BDSNAP_CAUSE_*`; 0: it goes on. Looks at the device, too:
     /// whether it is there, and of the size, at the place and with the medium it had.
     pub(crate) fn ended(self: &Arc<Self>) -> u32 {
         if !self.device.is_live() {
             self.end(abi::BDSNAP_CAUSE_ORIGIN_GONE, true);
-        } else if self.device.sectors() != self.span.len()
-            || self.device.start_sector() != self.span.start()
-            || self.device.medium() != self.medium
-        {
-            self.end(abi::BDSNAP_CAUSE_RESIZED, false);
+        } else if self.has_medium() {
+            let (sectors, start) = (self.device.sectors(), self.device.start_sector());
+            if sectors != self.span.len() || start != self.span.start() {
+                let grown = sectors > self.span.len() && start == self.span.start();
+                self.end(abi::BDSNAP_CAUSE_RESIZED, !grown);
+            }
         }
         self.ended.load(Ordering::SeqCst)
     }

@@ -1,7 +1,6 @@
 //! What changed between two snapshots.
 
 use crate::abi::MAP_DISCARDED;
-use crate::blockdev::BlockDevice;
 use crate::device::Control;
 use crate::device::DevNum;
 use crate::device::MapHead;
@@ -335,40 +334,37 @@ pub fn bitmap(control: &Control, query: Query, name: &str) -> Result<(MapHead, V
     Ok((head, bits))
 }
 
-/// Which device to ask for the map of `device` as of snapshot number `until` (default: its
+/// Which device to ask for the map of `device` (`path` for people) as of snapshot number `until` (default: its
 /// newest): the device itself, or the image of that number (and of that generation, if given).
 pub fn as_of(
     snapshots: &[Snapshot],
-    device: &BlockDevice,
+    device: DevNum,
+    path: &str,
     generation: Option<Uuid>,
     until: Option<u64>,
 ) -> Result<DevNum> {
     let mut versions = snapshots.iter().flat_map(|s| &s.devices);
     let Some(until) = until else {
-        return Ok(device.num);
+        return Ok(device);
     };
-    if let Some(image) = versions.clone().find(|v| v.image_num == device.num) {
+    if let Some(image) = versions.clone().find(|v| v.image_num == device) {
         if image.number == until {
-            return Ok(device.num);
+            return Ok(device);
         }
         return Err(Error::usage(format!(
-            "{} is the image of snapshot {}, not {until}",
-            device.path(),
+            "{path} is the image of snapshot {}, not {until}",
             image.number
         ))
         .hint("leave out --until, or name the origin"));
     }
     // Generations may share a number: the newest one is meant.
     let found = versions.rfind(|v| {
-        v.origin == device.num && v.number == until && generation.is_none_or(|g| g == v.generation)
+        v.origin == device && v.number == until && generation.is_none_or(|g| g == v.generation)
     });
     found.map(|v| v.image_num).ok_or_else(|| {
-        Error::not_found(format!(
-            "{} has no living snapshot with number {until}",
-            device.path()
-        ))
-        .code("no-snapshot")
-        .hint("see `bdsnap snapshot list`; the map as of a deleted snapshot is gone")
+        Error::not_found(format!("{path} has no living snapshot with number {until}"))
+            .code("no-snapshot")
+            .hint("see `bdsnap snapshot list`; the map as of a deleted snapshot is gone")
     })
 }
 

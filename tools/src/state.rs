@@ -2,15 +2,18 @@
 
 use crate::abi;
 use crate::blockdev::dev_path;
+use crate::blockdev::Sysfs;
 use crate::cause;
 use crate::device::CallError;
 use crate::device::Control;
 use crate::device::DevNum;
 use crate::error::Error;
+use crate::error::Kind;
 use crate::error::Result;
 use jiff::Timestamp;
 use rustix::io::Errno;
 use serde::Serialize;
+use std::path::Path;
 use uuid::Uuid;
 
 /// A tracked origin.
@@ -112,6 +115,19 @@ pub struct Snapshot {
     pub devices: Vec<Version>,
     /// Its store.
     pub store: Store,
+}
+
+/// Number and path of a device that somebody names: an origin whose disk is gone has its path
+/// still. What else is no block device is an error.
+pub fn find_origin(sysfs: &Sysfs, origins: &[Origin], path: &Path) -> Result<(DevNum, String)> {
+    match sysfs.resolve(path) {
+        Ok(device) => Ok((device.num, device.path())),
+        Err(error) if error.kind == Kind::NotFound => {
+            let gone = origins.iter().find(|o| Path::new(&o.device) == path);
+            gone.map(|o| (o.num, o.device.clone())).ok_or(error)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The name of an origin's state.

@@ -75,28 +75,22 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     if args.discards && args.format != Format::Extents {
         return Err(Error::usage("--discards goes only with --format extents"));
     }
-    let device = Sysfs::default().resolve(&args.device)?;
     let control = Control::open()?;
+    let snapshots = state::snapshots(&control)?;
+    let origins = state::origins(&control, &snapshots)?;
+    let (device, name) = state::find_origin(&Sysfs::default(), &origins, &args.device)?;
     if args.discards && !control.knows_discards().map_err(|e| e.on("bdsnap"))? {
         return Err(
             Error::unsupported("the loaded module knows nothing of discards")
                 .hint("load the module that belongs to this tool"),
         );
     }
-    let num = match args.until {
-        None => device.num,
-        until => {
-            let snapshots = state::snapshots(&control)?;
-            changes::as_of(&snapshots, &device, args.generation, until)?
-        }
-    };
     let query = Query {
-        device: num,
+        device: changes::as_of(&snapshots, device, &name, args.generation, args.until)?,
         generation: args.generation,
         since: args.since,
         live: args.live,
     };
-    let name = device.path();
     match args.format {
         Format::Extents if args.discards => by_kind(&control, query, &name, args, json)?,
         Format::Extents => {

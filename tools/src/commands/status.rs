@@ -27,23 +27,22 @@ pub struct Args {
 /// Prints what there is.
 pub fn run(args: &Args, json: bool) -> Result<()> {
     let sysfs = Sysfs::default();
-    let devices = args.devices.iter().map(|path| sysfs.resolve(path));
-    let devices = devices.collect::<Result<Vec<_>>>()?;
     let control = Control::open()?;
     let version = control.version().map_err(|e| e.on(abi::DEVICE))?;
     let mut snapshots = state::snapshots(&control)?;
     let mut origins = state::origins(&control, &snapshots)?;
+    let devices = args.devices.iter();
+    let devices = devices.map(|path| state::find_origin(&sysfs, &origins, path));
+    let devices = devices.collect::<Result<Vec<_>>>()?;
     if !devices.is_empty() {
-        for device in &devices {
-            if !origins.iter().any(|o| o.num == device.num) {
-                return Err(
-                    Error::not_found(format!("{} is not tracked", device.path()))
-                        .code("not-tracked")
-                        .hint("bdsnap track starts it"),
-                );
+        for (num, path) in &devices {
+            if !origins.iter().any(|o| o.num == *num) {
+                return Err(Error::not_found(format!("{path} is not tracked"))
+                    .code("not-tracked")
+                    .hint("bdsnap track starts it"));
             }
         }
-        let wanted = |num: DevNum| devices.iter().any(|d| d.num == num);
+        let wanted = |num: DevNum| devices.iter().any(|d| d.0 == num);
         origins.retain(|o| wanted(o.num));
         snapshots.retain(|s| s.devices.iter().any(|v| wanted(v.origin)));
     }

@@ -5,13 +5,10 @@ use bdsnap::blockdev::Sysfs;
 use bdsnap::device::Control;
 use bdsnap::device::DevNum;
 use bdsnap::error::Error;
-use bdsnap::error::Kind;
 use bdsnap::error::Result;
 use bdsnap::state;
-use bdsnap::state::Origin;
 use rustix::io::Errno;
 use serde_json::json;
-use std::path::Path;
 use std::path::PathBuf;
 
 /// Arguments of `untrack`.
@@ -33,19 +30,6 @@ pub struct Args {
     force: bool,
 }
 
-/// Finds a tracked origin, also one whose device is gone. What exists but isn't tracked, or isn't
-/// a block device at all, is told apart.
-fn find(sysfs: &Sysfs, origins: &[Origin], path: &Path) -> Result<(DevNum, String)> {
-    match sysfs.resolve(path) {
-        Ok(device) => Ok((device.num, device.path())),
-        Err(error) if error.kind == Kind::NotFound => {
-            let gone = origins.iter().find(|o| Path::new(&o.device) == path);
-            gone.map(|o| (o.num, o.device.clone())).ok_or(error)
-        }
-        Err(error) => Err(error),
-    }
-}
-
 /// Stops tracking of all the devices; refused where one of them is not tracked or has snapshots.
 pub fn run(args: &Args, json: bool) -> Result<()> {
     let control = Control::open()?;
@@ -59,7 +43,8 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
             .collect()
     } else {
         let sysfs = Sysfs::default();
-        let found = args.devices.iter().map(|path| find(&sysfs, &origins, path));
+        let found = args.devices.iter();
+        let found = found.map(|path| state::find_origin(&sysfs, &origins, path));
         found.collect::<Result<_>>()?
     };
     // All or none, as far as that can be told beforehand.
