@@ -150,6 +150,42 @@ scsi_debug_down() {
 	wait_for 20 modprobe -r scsi_debug || fail "scsi_debug can't be unloaded"
 }
 
+# null_blk NAME ATTRIBUTE=VALUE…: a disk in memory; NULL_BLK is its path. null_blk_down NAME…
+null_blk() {
+	local dir=/sys/kernel/config/nullb/$1 attribute
+	modprobe null_blk nr_devices=0 || fail "no null_blk"
+	mkdir "$dir"
+	for attribute in size=64 memory_backed=1 "${@:2}"; do
+		echo "${attribute#*=}" >"$dir/${attribute%%=*}" || fail "null_blk: no $attribute"
+	done
+	echo 1 >"$dir/power"
+	NULL_BLK=/dev/$1
+	wait_for 10 test -b "$NULL_BLK" || fail "no $NULL_BLK"
+	udevadm settle
+}
+null_blk_down() {
+	local name
+	udevadm settle
+	for name in "$@"; do rmdir "/sys/kernel/config/nullb/$name"; done
+}
+
+# vm_ask COMMAND ARGUMENTS: asks the emulator for a change of this machine (QMP), as JSON
+vm_ask() {
+	local port
+	port=/dev/$(basename "$(dirname "$(grep -lx qmp /sys/class/virtio-ports/*/name)")")
+	timeout 20 python3 - "$port" "$1" "$2" <<'END' || fail "the emulator refuses $1 $2"
+import json, os, sys
+port = os.open(sys.argv[1], os.O_RDWR)
+lines = os.fdopen(os.dup(port))
+for ask in {"execute": "qmp_capabilities"}, {"execute": sys.argv[2], "arguments": json.loads(sys.argv[3])}:
+    os.write(port, json.dumps(ask).encode() + b"\n")
+    answer = {}
+    while not {"return", "error"} & answer.keys():
+        answer = json.loads(lines.readline())
+assert "return" in answer, answer
+END
+}
+
 # snapshot_is ID STATE ERROR: what status says of it
 snapshot_is() {
 	local i
