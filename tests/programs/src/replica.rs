@@ -109,7 +109,7 @@ impl Replica {
             let from = e.offset.max(n * PAGE);
             let to = end.min((n + 1) * PAGE);
             let (a, b) = ((from - n * PAGE) as usize, (to - n * PAGE) as usize);
-            let bits = (a as u64 / SECTOR..b as u64 / SECTOR).fold(0u8, |m, i| m | 1 << i);
+            let bits = (a as u64 / SECTOR..b as u64 / SECTOR).fold(0u8, |m, i| m | (1 << i));
             match (&data, fill) {
                 (Some(d), _) => {
                     page.data[a..b].copy_from_slice(&d[(from - e.offset) as usize..][..b - a]);
