@@ -441,7 +441,7 @@ mod tests {
     fn sets() {
         let list = |bits: u32| {
             let mut list = Vec::new();
-            for at in (0..8).filter(|at| bits >> at & 1 == 1) {
+            for at in (0..8).filter(|at| (bits >> at) & 1 == 1) {
                 push(&mut list, at, 1);
             }
             list
