@@ -40,6 +40,7 @@ VM_GOALS := demo test test-long test-vm test-host bench shell rootfs-script lint
 ifneq ($(filter $(VM_GOALS) vm-build,$(MAKECMDGOALS)),)
 ifeq ($(origin KDIR),file)
 NATIVE :=
+export KDIR_WANTED := prepared
 endif
 endif
 
