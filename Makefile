@@ -40,6 +40,7 @@ VM_GOALS := demo test test-long test-vm test-host bench shell rootfs-script lint
 ifneq ($(filter $(VM_GOALS) vm-build,$(MAKECMDGOALS)),)
 ifeq ($(origin KDIR),file)
 NATIVE :=
+export KDIR_WANTED := prepared
 endif
 endif
 
@@ -48,20 +49,22 @@ CARGO_ENV := CARGO_TARGET_DIR=$(BUILD)/cargo CARGO_BUILD_TARGET=$(TARGET) RUSTFL
 # (generated sources are found by an absolute path: $(obj) is relative in an output directory)
 KBUILD_ARGS := M=$(CURDIR) MO=$(MODULE) BDSNAP_GEN=$(MODULE) $(if $(V),V=$(V)) -j$(JOBS)
 
-.PHONY: all module tool abi vm-build
+.PHONY: all module tool abi test-modules vm-build
 all: module tool
 
 ifdef NATIVE
+KBUILD = $(MAKE) -C $(KDIR)
 module:
 	@mkdir -p $(MODULE)
-	@$(MAKE) -C $(KDIR) $(KBUILD_ARGS) modules
+	@+$(KBUILD) $(KBUILD_ARGS) modules
 tool:
 	@$(CARGO_ENV) cargo build --release --locked -p bdsnap -p bdsnap-tests
 else
+KBUILD = k=$$(scripts/kernel) && scripts/in-root $(MAKE) --no-print-directory -C $$k/build $$(cat $$k/flags)
 module:
-	@k=$$(scripts/kernel) && mkdir -p $(MODULE) && \
+	@+k=$$(scripts/kernel) && mkdir -p $(MODULE) && \
 	{ cmp -s <(echo $$k) $(MODULE)/.kernel || { rm -rf $(MODULE); mkdir -p $(MODULE); echo $$k >$(MODULE)/.kernel; }; } && \
-	scripts/in-root $(MAKE) --no-print-directory -C $$k/build $(KBUILD_ARGS) $$(cat $$k/flags) modules
+	$(KBUILD) $(KBUILD_ARGS) modules
 tool:
 	@scripts/cargo build --release --locked -p bdsnap -p bdsnap-tests
 endif
@@ -73,9 +76,19 @@ $(BUILD)/abi/%: tests/abi/%.c include/uapi/bdsnap.h
 	@mkdir -p $(@D)
 	scripts/in-root gcc -std=gnu11 -O2 -Wall -Wextra -Werror -static -I$(CURDIR)/include/uapi -o $@ $<
 
+# modules that only tests load, where they go with the module when the kernel changes
+TEST_SOURCES := $(wildcard tests/kernel/*.c)
+TEST_MODULES := $(TEST_SOURCES:tests/kernel/%.c=$(MODULE)/tests/%.ko)
+test-modules: module
+	@$(MAKE) --no-print-directory $(TEST_MODULES)
+$(TEST_MODULES) &: $(TEST_SOURCES) tests/kernel/Kbuild
+	@mkdir -p $(@D)
+	@+$(KBUILD) M=$(CURDIR)/tests/kernel MO=$(@D) $(if $(V),V=$(V)) -j$(JOBS) modules
+	@touch $(TEST_MODULES)
+
 # what a VM run needs; the output is not the run's
 vm-build:
-	@$(MAKE) --no-print-directory module tool abi >&2
+	@$(MAKE) --no-print-directory module tool abi test-modules >&2
 
 .PHONY: rootfs-script shell demo
 # make rootfs-script SCRIPT=path [DISKS="512M 512M:4096"] [KERNEL=] [SHARE=dir] [TIMEOUT=600] [MEMORY=2G]

@@ -70,8 +70,10 @@ enum bdsnap_cause {
 	BDSNAP_CAUSE_BLOCK_SIZE = 7,	/* logical blocks larger than the granule; at a snapshot:
 					   the store's are larger than the origin's */
 	BDSNAP_CAUSE_EMPTY = 8,		/* no capacity: ENOMEDIUM */
-	BDSNAP_CAUSE_HOOK_BUSY = 9,	/* a livepatch or another hook holds submit_bio_noacct: EBUSY */
-	BDSNAP_CAUSE_HOOK_BLIND = 10,	/* this kernel's writes do not pass the hook */
+	BDSNAP_CAUSE_HOOK_BUSY = 9,	/* a livepatch or another hook holds submit_bio_noacct,
+					   or ftrace is off: EBUSY */
+	BDSNAP_CAUSE_HOOK_BLIND = 10,	/* submit_bio_noacct can't be hooked, or this kernel's
+					   writes don't pass it */
 	BDSNAP_CAUSE_REQUEST_DM = 11,	/* a path held by request-based device-mapper wrote to its disk
 					   around the hook (of a snapshot, or of an origin's end) */
 	/* at store creation */

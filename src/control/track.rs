@@ -243,20 +243,17 @@ fn publish(state: &State) -> Result {
 /// Hooks the submission of bios, and makes sure that they are seen.
 fn hook(device: &BlockDevice) -> Result<Hooked, Refused> {
     let module = ModuleRef::get()?;
-    let hook = Hook::register().map_err(|e| {
-        let cause = if e == EBUSY {
-            abi::BDSNAP_CAUSE_HOOK_BUSY
-        } else {
-            abi::BDSNAP_CAUSE_HOOK_BLIND
-        };
-        Refused::new(if e == EINVAL { EOPNOTSUPP } else { e }, cause)
-    })?;
+    let refused = |e| match e {
+        EBUSY => Refused::new(e, abi::BDSNAP_CAUSE_HOOK_BUSY),
+        ENOMEM => e.into(),
+        _ => Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_HOOK_BLIND),
+    };
+    let hook = Hook::register().map_err(refused)?;
     if !hook.self_test(device)? {
         return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_HOOK_BLIND));
     }
-    let blind = |_| Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_HOOK_BLIND);
     Ok(Hooked {
-        _sentry: Sentry::post().map_err(blind)?,
+        _sentry: Sentry::post().map_err(refused)?,
         _power: PowerWatch::register()?,
         _hook: hook,
         _module: module,

@@ -8,8 +8,9 @@
 use super::bdev::BlockDevice;
 use super::bio::Fate;
 use super::bio::Submitted;
+use super::ftrace::address;
+use super::ftrace::Registration;
 use crate::ffi;
-use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicBool;
@@ -34,47 +35,18 @@ static PROBE: AtomicPtr<bindings::bio> = AtomicPtr::new(core::ptr::null_mut());
 static PROBE_SEEN: AtomicBool = AtomicBool::new(false);
 
 /// A registered hook. Dropping it waits until no task is inside, and may sleep long.
-///
-/// # Invariants
-///
-/// `ops` is registered with ftrace, pinned in its box.
 pub(crate) struct Hook<I: Interceptor> {
-    ops: KBox<UnsafeCell<bindings::ftrace_ops>>,
+    _registration: Registration,
     _interceptor: PhantomData<I>,
 }
 
-// SAFETY: ftrace may be told to unregister from any thread.
-unsafe impl<I: Interceptor> Send for Hook<I> {}
-// SAFETY: No method takes `&self`.
-unsafe impl<I: Interceptor> Sync for Hook<I> {}
-
-/// Address of the hooked function.
-fn target() -> c_ulong {
-    bindings::submit_bio_noacct as *const () as c_ulong
-}
-
 impl<I: Interceptor> Hook<I> {
-    /// Hooks the function. EBUSY: a livepatch or another hook holds it; EINVAL: this kernel can't
-    /// hook it; ENOMEM. May sleep.
+    /// Hooks the function. EBUSY: a livepatch or another hook holds it, or (in older kernels)
+    /// ftrace is switched off; EINVAL, ENODEV: this kernel can't hook it; ENOMEM. May sleep.
     pub(crate) fn register() -> Result<Self> {
-        let ops = bindings::ftrace_ops {
-            func: Some(callback::<I>),
-            flags: ffi::BDSNAP_FTRACE_FLAGS,
-            ..Default::default()
-        };
-        let ops = KBox::new(UnsafeCell::new(ops), GFP_KERNEL)?;
-        // SAFETY: `ops` is valid, zero but for what a user has to set, and not registered.
-        to_result(unsafe { bindings::ftrace_set_filter_ip(ops.get(), target(), 0, 0) })?;
-        // SAFETY: As above; the box keeps it in place until it is unregistered.
-        let registered = to_result(unsafe { bindings::register_ftrace_function(ops.get()) });
-        if let Err(e) = registered {
-            // SAFETY: `ops` isn't registered.
-            unsafe { bindings::ftrace_free_filter(ops.get()) };
-            return Err(e);
-        }
-        // INVARIANT: Registered.
+        let target = address!(submit_bio_noacct);
         Ok(Self {
-            ops,
+            _registration: Registration::new(callback::<I>, ffi::BDSNAP_FTRACE_FLAGS, &[target])?,
             _interceptor: PhantomData,
         })
     }
@@ -110,19 +82,6 @@ impl<I: Interceptor> Hook<I> {
         };
         result?;
         Ok(PROBE_SEEN.load(Ordering::Acquire))
-    }
-}
-
-impl<I: Interceptor> Drop for Hook<I> {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant `ops` is registered. Afterwards no task can enter the
-        // callback; one that was sent to a stub may still be in it, preempted: a task-RCU grace
-        // period outlasts it. Then nothing refers to `ops` or to the stubs.
-        unsafe {
-            bindings::unregister_ftrace_function(self.ops.get());
-            bindings::synchronize_rcu_tasks();
-            bindings::ftrace_free_filter(self.ops.get());
-        }
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod bio;
 pub(crate) mod disk;
 pub(crate) mod file;
 pub(crate) mod freeze;
+mod ftrace;
 pub(crate) mod global;
 pub(crate) mod hook;
 pub(crate) mod inflight;

@@ -6,13 +6,13 @@
 //! Source: `Documentation/trace/ftrace-uses.rst`; `block/blk-mq.c`, `block/genhd.c`.
 
 use super::bdev::DiskId;
+use super::ftrace::address;
+use super::ftrace::Registration;
 use crate::ffi;
 use bdsnap_logic::passthrough::may_write;
 use bdsnap_logic::passthrough::Kind;
-use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use kernel::bindings;
-use kernel::error::to_result;
 use kernel::prelude::*;
 
 /// Who is told. All of it is called in the task that does it, before it is done, inside an ftrace
@@ -29,92 +29,34 @@ pub(crate) trait Watcher: 'static {
     fn removed(disk: DiskId);
 }
 
-/// The signature of an ftrace callback.
-type Callback =
-    unsafe extern "C" fn(c_ulong, c_ulong, *mut bindings::ftrace_ops, *mut bindings::ftrace_regs);
-
-/// One registered callback.
-///
-/// # Invariants
-///
-/// `0` is registered with ftrace, pinned in its box.
-struct Probe(KBox<UnsafeCell<bindings::ftrace_ops>>);
-
-impl Probe {
-    /// Calls `func` at the entry of each of `targets`. EINVAL: this kernel can't; ENOMEM. Sleeps.
-    fn register(func: Callback, targets: &[c_ulong]) -> Result<Self> {
-        let ops = bindings::ftrace_ops {
-            func: Some(func),
-            ..Default::default()
-        };
-        let ops = KBox::new(UnsafeCell::new(ops), GFP_KERNEL)?;
-        let filtered = targets.iter().try_for_each(|target| {
-            // SAFETY: `ops` is valid, zero but for what a user has to set, and not registered.
-            to_result(unsafe { bindings::ftrace_set_filter_ip(ops.get(), *target, 0, 0) })
-        });
-        let registered = filtered.and_then(|()| {
-            // SAFETY: As above; the box keeps it in place until it is unregistered.
-            to_result(unsafe { bindings::register_ftrace_function(ops.get()) })
-        });
-        if let Err(e) = registered {
-            // SAFETY: `ops` isn't registered.
-            unsafe { bindings::ftrace_free_filter(ops.get()) };
-            return Err(e);
-        }
-        // INVARIANT: Registered.
-        Ok(Self(ops))
-    }
-}
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant `ops` is registered. Afterwards nobody enters the callback,
-        // and a task-RCU grace period outlasts whoever is still in it.
-        unsafe {
-            bindings::unregister_ftrace_function(self.0.get());
-            bindings::synchronize_rcu_tasks();
-            bindings::ftrace_free_filter(self.0.get());
-        }
-    }
-}
-
 /// All callbacks. Dropping it waits until no task is inside any of them.
 pub(crate) struct Sentry<W: Watcher> {
-    _probes: [Probe; 4],
+    _probes: [Registration; 4],
     _watcher: PhantomData<W>,
 }
 
-// SAFETY: ftrace may be told to unregister from any thread.
-unsafe impl<W: Watcher> Send for Sentry<W> {}
-// SAFETY: No method takes `&self`.
-unsafe impl<W: Watcher> Sync for Sentry<W> {}
-
-/// The address of a function.
-macro_rules! address {
-    ($name:ident) => {
-        bindings::$name as *const () as c_ulong
-    };
-}
-
 impl<W: Watcher> Sentry<W> {
-    /// Posts all of them. EINVAL: this kernel can't trace one of the functions; ENOMEM. Sleeps.
+    /// Posts all of them. EINVAL, ENODEV: this kernel can't trace one of the functions; ENOMEM.
+    /// Sleeps.
     pub(crate) fn post() -> Result<Self> {
         Ok(Self {
             _probes: [
-                Probe::register(
+                Registration::new(
                     on_request::<W>,
+                    0,
                     &[
                         address!(blk_execute_rq),
                         address!(blk_execute_rq_nowait),
                         address!(blk_insert_cloned_request),
                     ],
                 )?,
-                Probe::register(
+                Registration::new(
                     on_capacity::<W>,
+                    0,
                     &[address!(set_capacity), address!(set_capacity_and_notify)],
                 )?,
-                Probe::register(on_invalidate::<W>, &[address!(invalidate_disk)])?,
-                Probe::register(on_removal::<W>, &[address!(del_gendisk)])?,
+                Registration::new(on_invalidate::<W>, 0, &[address!(invalidate_disk)])?,
+                Registration::new(on_removal::<W>, 0, &[address!(del_gendisk)])?,
             ],
             _watcher: PhantomData,
         })

@@ -72,13 +72,16 @@ pub fn look_up(number: u32) -> Option<Cause> {
         CAUSE_HOOK_BUSY => hint(
             cause(
                 "hook-busy",
-                "a livepatch or another module holds the kernel's submit_bio_noacct",
+                "a livepatch or another module holds the kernel's submit_bio_noacct, or ftrace is off",
             ),
-            "unload the other snapshot module or the livepatch",
+            "unload the other snapshot module or the livepatch; if `sysctl kernel.ftrace_enabled` says 0, set it to 1",
         ),
-        CAUSE_HOOK_BLIND => unsupported(
-            "hook-blind",
-            "writes of this kernel do not pass the place where bdsnap hooks in",
+        CAUSE_HOOK_BLIND => hint(
+            unsupported(
+                "hook-blind",
+                "writes of this kernel can't be seen: its submit_bio_noacct can't be hooked, or they don't pass it",
+            ),
+            "see the kernel log for failures of ftrace (only a reboot helps then); else use another kernel",
         ),
         CAUSE_REQUEST_DM => hint(
             unsupported(
