@@ -25,7 +25,9 @@ use crate::kapi::time::Deadline;
 use crate::kapi::trace;
 use crate::store::Store;
 use crate::tracker::Tracker;
+use bdsnap_logic::order;
 use bdsnap_logic::range;
+use bdsnap_logic::units::Span;
 use bdsnap_logic::units::SECTOR_SHIFT;
 use kernel::prelude::*;
 use kernel::str::CString;
@@ -476,22 +478,11 @@ impl Plan {
             plan.lists.push(candidate.list.take(), GFP_KERNEL)?;
             plan.order.push(index, GFP_KERNEL)?;
         }
-        let met_later = |a: usize, b: usize| match (candidates.get(a), candidates.get(b)) {
-            (Some(a), Some(b)) => {
-                a.tracker.disk() == b.tracker.disk() && a.tracker.sectors() < b.tracker.sectors()
-            }
-            _ => false,
-        };
-        let order = plan.order.as_mut_slice();
-        for i in 0..n {
-            for j in i + 1..n {
-                if let (Some(&a), Some(&b)) = (order.get(i), order.get(j)) {
-                    if met_later(a, b) {
-                        order.swap(i, j);
-                    }
-                }
-            }
-        }
+        order::as_met(plan.order.as_mut_slice(), |index| {
+            let tracker = candidates.get(*index).map(|c| &c.tracker);
+            let span = tracker.map_or(Span::EMPTY, |t| t.span());
+            (tracker.map(|t| t.disk()), span)
+        });
         Ok(plan)
     }
 

@@ -24,6 +24,7 @@ use crate::kapi::queue::OwnedQueue;
 use crate::kapi::sentry::Sentry;
 use crate::store::Store;
 use crate::tracker::Intercept;
+use crate::tracker::Queues;
 use crate::tracker::Tracker;
 use crate::tracker::Watch;
 use core::sync::atomic::AtomicU64;
@@ -78,6 +79,8 @@ struct State {
     dying: KVec<Arc<Tracker>>,
     /// Stores without a snapshot.
     spares: KVec<Spare>,
+    /// Where the works of trackers run, also of those to come.
+    queues: KVec<Arc<Queues>>,
     /// The next handle of a store.
     next_handle: u64,
     /// The hook, while there is an origin.
@@ -90,7 +93,7 @@ pub(crate) struct Registry {
     /// The objects.
     #[pin]
     state: Mutex<State>,
-    /// Where copying is done.
+    /// Where images read again.
     queue: Arc<OwnedQueue>,
     /// Where file systems are frozen: they wait for all kinds of other work.
     freezing: OwnedQueue,
@@ -103,9 +106,11 @@ pub(crate) struct Registry {
 #[pinned_drop]
 impl PinnedDrop for Registry {
     fn drop(self: Pin<&mut Self>) {
-        // The last steps of works of trackers that are gone: they hold references to the queue.
+        // The last steps of works of trackers that are gone: they hold references to the queues.
         self.idle.flush();
         self.queue.flush();
+        let state = self.state.lock();
+        state.queues.iter().for_each(|q| q.flush());
     }
 }
 
@@ -124,6 +129,7 @@ pub(crate) fn start() -> Result<GlobalGuard<Registry>> {
                 snapshots: KVec::new(),
                 dying: KVec::new(),
                 spares: KVec::new(),
+                queues: KVec::new(),
                 next_handle: 1,
                 hooked: None,
             }),
@@ -154,6 +160,22 @@ impl State {
     /// Whether writes to a device are in flight that its tracker doesn't count.
     fn has_strays(&self, dev: Dev) -> bool {
         self.dying.iter().any(|t| t.dev() == dev)
+    }
+
+    /// Queues for the works of a new tracker: not those of one that there is. They stay for the
+    /// next one, since who lets them go would wait for works. ENOMEM. Sleeps.
+    fn free_queues(&mut self) -> Result<Arc<Queues>> {
+        let is_used = |queues: &Arc<Queues>| {
+            let mut trackers = Iterator::chain(self.trackers.iter(), self.dying.iter());
+            trackers.any(|t| Arc::ptr_eq(&t.queues, queues))
+        };
+        if let Some(free) = self.queues.iter().find(|q| !is_used(q)) {
+            return Ok(free.clone());
+        }
+        self.queues.reserve(1, GFP_KERNEL)?;
+        let queues = Queues::new()?;
+        self.queues.push(queues.clone(), GFP_KERNEL)?;
+        Ok(queues)
     }
 
     /// The image with a device number.

@@ -112,14 +112,14 @@ impl Registry {
         } else {
             block_size
         };
-        let first = state.hooked.is_none();
-        if first {
+        if state.hooked.is_none() {
             state.hooked = Some(hook(&device)?);
         }
         let shift = size.trailing_zeros() - SECTOR_SHIFT;
         let result = self.add(state, device, shift);
-        if result.is_err() && first {
-            state.hooked = None;
+        if result.is_err() {
+            // The hook stays for as long as a tracker does, also one that could not go.
+            state.reap();
         }
         result
     }
@@ -131,7 +131,8 @@ impl Registry {
         device: BlockDevice,
         shift: u32,
     ) -> Result<Arc<Tracker>, Refused> {
-        let tracker = Tracker::new(device, shift, self.queue.clone(), self.idle.clone())?;
+        let queues = state.free_queues()?;
+        let tracker = Tracker::new(device, shift, queues, self.idle.clone())?;
         state.trackers.push(tracker.clone(), GFP_KERNEL)?;
         if let Err(e) = publish(state) {
             let _ = state.trackers.pop();
@@ -142,7 +143,8 @@ impl Registry {
             .device
             .settle(abi::BDSNAP_TIMEOUT_DEFAULT_MS, STRAYS_MS);
         if settled.is_err() {
-            self.forget(state, &tracker)?;
+            // Where its writes don't end, it stays, ended.
+            let _ = self.forget(state, &tracker);
             return Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_DRAIN_TIMEOUT));
         }
         tracker.tell(abi::BDSNAP_EVENT_TRACKED, 0, [0; 16], 0);
@@ -150,7 +152,10 @@ impl Registry {
     }
 
     /// Starts a new generation of an origin whose versions, if any, are dead: after its size has
-    /// changed, or writes may have been missed. Failed versions keep the old tracker.
+    /// changed, or writes may have been missed. Failed versions keep the old tracker. Sleeps.
+    ///
+    /// EBUSY: what ended the old one may still be on its way (a command that takes its time); the
+    /// new one has ended, too.
     pub(super) fn renew(
         &self,
         state: &mut State,
@@ -159,7 +164,7 @@ impl Registry {
         let device = BlockDevice::open(old.dev())?;
         check(&device)?;
         let shift = old.map.shift();
-        let new = Tracker::new(device, shift, self.queue.clone(), self.idle.clone())?;
+        let new = Tracker::new(device, shift, state.free_queues()?, self.idle.clone())?;
         state.dying.reserve(1, GFP_KERNEL)?;
         let Some(place) = state.trackers.iter_mut().find(|t| Arc::ptr_eq(t, old)) else {
             return Err(ENOENT.into());
@@ -170,6 +175,11 @@ impl Registry {
                 let _ = state.dying.push_within_capacity(old.clone());
                 state.reap();
                 old.tell_end();
+                let settled = new.device.settle(abi::BDSNAP_TIMEOUT_DEFAULT_MS, STRAYS_MS);
+                if settled.is_err() {
+                    new.end(abi::BDSNAP_CAUSE_DRAIN_TIMEOUT, true);
+                    return Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_DRAIN_TIMEOUT));
+                }
                 new.tell(abi::BDSNAP_EVENT_TRACKED, 0, [0; 16], 0);
                 Ok(new)
             }
@@ -219,9 +229,12 @@ impl Registry {
         drop(tracker::set_table(table));
         let deadline = Deadline::after_ms(abi::BDSNAP_TIMEOUT_DEFAULT_MS);
         let drained = deadline.wait_until(|| tracker.inflight.is_drained());
-        // Writes have come that it doesn't know of: if it can't go, another life begins.
-        if !drained && self.renew(state, &tracker.clone()).is_ok() {
-            return Err(EBUSY);
+        if !drained {
+            // Writes have come that it doesn't know of: if it can't go, another life begins.
+            let _ = self.renew(state, tracker);
+            if !state.trackers.iter().any(|t| Arc::ptr_eq(t, tracker)) {
+                return Err(EBUSY);
+            }
         }
         tracker.tell_end();
         tracker.tell(abi::BDSNAP_EVENT_UNTRACKED, 0, [0; 16], 0);

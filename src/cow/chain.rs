@@ -292,6 +292,23 @@ impl Stock {
         }
         Ok(())
     }
+
+    /// What a copy of `span` for `version` is recorded with, after which it can be kept. ENOMEM:
+    /// there is none in stock, nor at hand. Any context.
+    fn take_for(
+        &mut self,
+        version: &Version,
+        span: Span<Granules>,
+    ) -> Result<RBTreeNodeReservation<u64, Extent>> {
+        // One round may need more than there is in stock, while there is plenty of memory.
+        let mut ensured = version.ensure_from(span, &mut self.leaves);
+        if ensured.is_err() || self.nodes.is_empty() {
+            let _ = self.fill(slot::NOWAIT);
+            ensured = version.ensure_from(span, &mut self.leaves);
+        }
+        ensured?;
+        self.nodes.pop().ok_or(ENOMEM)
+    }
 }
 
 /// What came of an attempt to copy.
@@ -314,8 +331,12 @@ pub(crate) struct Chain {
     pub(super) claim: Option<(Span<Granules>, u64)>,
     /// What copying needs; there while there are versions.
     pub(super) pool: Option<Pool>,
-    /// I/O to be started; has room for one of each run.
+    /// Reads to be started; has room for one of each run.
     pub(super) starts: KVec<Start>,
+    /// Writes to stores to be started; has room for one of each run.
+    pub(super) stores: KVec<Start>,
+    /// Changes places with `stores`, while that is being started.
+    pub(super) spare: KVec<Start>,
     /// When the copying got on last, or had nothing to do (`CLOCK_MONOTONIC`, nanoseconds).
     pub(super) progress: u64,
     /// Whether somebody watches the progress.
@@ -331,6 +352,8 @@ impl Chain {
             claim: None,
             pool: None,
             starts: KVec::new(),
+            stores: KVec::new(),
+            spare: KVec::new(),
             progress: 0,
             watched: false,
         }
@@ -345,7 +368,9 @@ impl Chain {
     pub(crate) fn reserve(&mut self) -> Result {
         self.links.reserve(1, GFP_KERNEL)?;
         if self.pool.is_none() {
-            self.starts.reserve(SMALL_RUNS + LARGE_RUNS, GFP_KERNEL)?;
+            for list in [&mut self.starts, &mut self.stores, &mut self.spare] {
+                list.reserve(SMALL_RUNS + LARGE_RUNS, GFP_KERNEL)?;
+            }
             self.pool = Some(Pool::new()?);
         }
         Ok(())
@@ -361,14 +386,16 @@ impl Chain {
 
     /// Frees what [`Chain::reserve`] took, if there is no version.
     pub(crate) fn shrink(&mut self) {
-        if self.links.is_empty() && self.starts.is_empty() {
+        if self.links.is_empty() && self.starts.is_empty() && self.stores.is_empty() {
             let idle = self
                 .pool
                 .as_ref()
                 .is_some_and(|p| p.jobs.iter().all(Option::is_none));
             if idle {
                 self.pool = None;
-                self.starts = KVec::new();
+                for list in [&mut self.starts, &mut self.stores, &mut self.spare] {
+                    *list = KVec::new();
+                }
             }
         }
     }
@@ -466,21 +493,24 @@ impl Chain {
         };
         let version = link.version.clone();
         let want = (upto - from).min(run.pages() as u64);
-        let Some((slot, len)) = version.store.take(want) else {
+        let most = Span::of_len(from, want).unwrap_or(Span::EMPTY);
+        let Ok(node) = pool.stock.take_for(&version, most) else {
+            pool.give(run);
+            if pool.jobs.iter().any(Option::is_some) {
+                // There may be memory once one of these ends.
+                return Attempt::NoRun;
+            }
+            version.fail(abi::BDSNAP_CAUSE_NO_MEMORY);
+            return Attempt::Failed;
+        };
+        let room = version.store.take(want);
+        let (Some((slot, len)), Some(job)) = (room, pool.jobs.get_mut(run.index())) else {
             pool.give(run);
             version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
             return Attempt::Failed;
         };
         let span = Span::of_len(from, len).unwrap_or(Span::EMPTY);
-        let recorded = version
-            .ensure_from(span, &mut pool.stock.leaves)
-            .and_then(|()| pool.stock.nodes.pop().ok_or(ENOMEM))
-            .map(|node| link.record(node, span, Place::Reading));
-        let Some(job) = pool.jobs.get_mut(run.index()).filter(|_| recorded.is_ok()) else {
-            pool.give(run);
-            version.fail(abi::BDSNAP_CAUSE_NO_MEMORY);
-            return Attempt::Failed;
-        };
+        link.record(node, span, Place::Reading);
         version.job_begins();
         let sectors = version.sectors_of(span);
         *job = Some(Job {

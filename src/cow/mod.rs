@@ -21,4 +21,5 @@ pub(crate) use version::Version;
 pub(crate) use version::Versions;
 pub(crate) use watch::watch;
 pub(crate) use worker::settle;
+pub(crate) use worker::store;
 pub(crate) use worker::work;

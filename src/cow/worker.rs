@@ -68,10 +68,30 @@ pub(crate) fn work(tracker: &Arc<Tracker>) {
         chain.watched = true;
         tracker.kick_watch();
     }
+    let storing = !chain.stores.is_empty();
     drop(chain);
-    start(tracker, starts);
+    // First of all: what comes then may be held up, by a disk that hangs.
     tracker.release(released);
+    if storing {
+        tracker.kick_store();
+    }
+    let starts = start(tracker, starts);
+    tracker.lock_chain().give_starts(starts);
     tell(tracker);
+}
+
+/// Writes what has been copied to the stores. Apart from the copying, which goes on in memory when
+/// a store's disk does not take more for the moment: then this waits in the block layer.
+pub(crate) fn store(tracker: &Arc<Tracker>) {
+    let _noio = noio::Scope::enter();
+    loop {
+        let starts = tracker.lock_chain().take_stores();
+        if starts.is_empty() {
+            return;
+        }
+        let starts = start(tracker, starts);
+        tracker.lock_chain().give_stores(starts);
+    }
 }
 
 /// Tells what has happened to the origin and its versions, if that has not been told.
@@ -120,8 +140,8 @@ pub(crate) fn settle(tracker: &Arc<Tracker>, sectors: Span<Sectors>) -> Result {
     Err(ETIMEDOUT)
 }
 
-/// Starts I/O, all in one plug.
-fn start(tracker: &Arc<Tracker>, mut starts: KVec<Start>) {
+/// Starts I/O, all in one plug; returns the list, empty.
+fn start(tracker: &Arc<Tracker>, mut starts: KVec<Start>) -> KVec<Start> {
     if !starts.is_empty() {
         run::plugged(|| {
             for start in starts.drain_all() {
@@ -134,7 +154,7 @@ fn start(tracker: &Arc<Tracker>, mut starts: KVec<Start>) {
             }
         });
     }
-    tracker.lock_chain().give_starts(starts);
+    starts
 }
 
 impl Chain {
@@ -146,7 +166,22 @@ impl Chain {
         }
     }
 
-    /// Takes the list of I/O to be started.
+    /// Takes the list of writes to stores to be started; the next are put into the spare one.
+    fn take_stores(&mut self) -> KVec<Start> {
+        let mut list = KVec::new();
+        if !self.stores.is_empty() {
+            core::mem::swap(&mut list, &mut self.spare);
+            core::mem::swap(&mut list, &mut self.stores);
+        }
+        list
+    }
+
+    /// Gives its memory back, for the next time.
+    fn give_stores(&mut self, list: KVec<Start>) {
+        self.spare = list;
+    }
+
+    /// Takes the list of reads to be started.
     fn take_starts(&mut self) -> KVec<Start> {
         core::mem::take(&mut self.starts)
     }
@@ -253,7 +288,8 @@ impl Chain {
                 bytes,
             },
         };
-        let _ = self.starts.push_within_capacity(start);
+        // There is room for every run, and each is in here once at most.
+        let _ = self.stores.push_within_capacity(start);
     }
 
     /// A job's data is in the store, or could not be put there.

@@ -40,6 +40,21 @@ notrace struct gendisk *bdsnap_request_disk(struct request *rq)
 	return rq->q->disk;
 }
 
+/*
+ * Whether a disk is a path of an NVMe disk that has several: commands for that
+ * one go to it, and which one that is, only the driver knows.
+ */
+notrace bool bdsnap_disk_is_nvme_path(struct gendisk *disk)
+{
+	return (disk->flags & GENHD_FL_HIDDEN) && !strncmp(disk->disk_name, "nvme", 4);
+}
+
+/* Whether a device is on an NVMe disk that has paths. */
+bool bdsnap_bdev_is_nvme_head(struct block_device *bdev)
+{
+	return !queue_is_mq(bdev_get_queue(bdev)) && !strncmp(bdev->bd_disk->disk_name, "nvme", 4);
+}
+
 notrace unsigned int bdsnap_request_op(struct request *rq)
 {
 	return rq->cmd_flags & REQ_OP_MASK;

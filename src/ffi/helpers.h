@@ -26,6 +26,8 @@ extern const char bdsnap_submit_own_end[];
 /* what goes around the submission of bios, and changes of disks */
 unsigned long bdsnap_ftrace_arg1(struct ftrace_regs *regs);
 struct gendisk *bdsnap_request_disk(struct request *rq);
+bool bdsnap_disk_is_nvme_path(struct gendisk *disk);
+bool bdsnap_bdev_is_nvme_head(struct block_device *bdev);
 unsigned int bdsnap_request_op(struct request *rq);
 unsigned int bdsnap_request_bytes(struct request *rq);
 const unsigned char *bdsnap_request_cdb(struct request *rq, unsigned int *len);

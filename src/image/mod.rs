@@ -7,7 +7,6 @@
 //! part is read again from where it is now. A write is let go only after its granules' bits are
 //! set, so bits that are still clear prove the data old. Writers never wait for readers.
 
-use crate::cow::Damage;
 use crate::cow::Found;
 use crate::cow::Version;
 use crate::kapi::abi::ModuleRef;
@@ -200,7 +199,7 @@ impl DiskOps for Shown {
         let reading = Reading(this.reading.clone());
         let sectors = Span::of_len(parent.sector(), parent.sectors()).unwrap_or(Span::EMPTY);
         let inside = sectors.end() <= this.version.sectors();
-        if !inside || matches!(this.version.damage(), Damage::All(_)) {
+        if !inside || !this.version.is_live() {
             parent.fail();
             drop(parent);
             drop(reading);
@@ -330,9 +329,8 @@ impl ChildDone for Piece {
             // (Where it has another medium, the version fails now.)
             shown.tracker.has_medium();
         }
-        // A version that has failed protects nothing any more.
-        let failed = matches!(this.read.shown.version.damage(), Damage::All(_));
-        if failed || status.is_err() {
+        // One that has failed, or is being deleted, protects nothing any more.
+        if !this.read.shown.version.is_live() || status.is_err() {
             this.read.parent.fail();
         }
     }

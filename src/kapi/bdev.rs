@@ -196,6 +196,12 @@ impl BlockDevice {
         unsafe { ffi::bdsnap_bdev_live(self.bdev.as_ptr()) }
     }
 
+    /// Whether it is on an NVMe disk with several paths. Any context.
+    pub(crate) fn is_nvme_head(&self) -> bool {
+        // SAFETY: `bdev` is valid by the type invariant.
+        unsafe { ffi::bdsnap_bdev_is_nvme_head(self.bdev.as_ptr()) }
+    }
+
     /// Writes back what its page cache holds, and waits (`sync_blockdev()`). Sleeps.
     pub(crate) fn sync(&self) -> Result {
         // SAFETY: `bdev` is valid by the type invariant.

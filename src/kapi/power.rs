@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Word of power management that the machine is about to hibernate.
+//! Word of power management that the machine is about to hibernate, or has.
 //!
 //! Source: `register_pm_notifier()`, `Documentation/driver-api/pm/notifiers.rst`.
 
@@ -12,8 +12,9 @@ use kernel::prelude::*;
 
 /// Who is told.
 pub(crate) trait Sleeper: 'static {
-    /// The machine is about to hibernate: the memory's image is written to a disk after the
-    /// memory was saved, so that what is known now is not all that happens. May sleep.
+    /// The machine is about to hibernate, or has come back from it (programs still run between
+    /// the word and the end): the memory's image is written to a disk after the memory was saved,
+    /// so that what is known now is not all that happens. May sleep.
     fn hibernating();
 }
 
@@ -67,7 +68,12 @@ unsafe extern "C" fn notified<S: Sleeper>(
     action: c_ulong,
     _data: *mut c_void,
 ) -> c_int {
-    if action == bindings::PM_HIBERNATION_PREPARE as c_ulong {
+    if [
+        bindings::PM_HIBERNATION_PREPARE,
+        bindings::PM_POST_HIBERNATION,
+    ]
+    .contains(&(action as u32))
+    {
         S::hibernating();
     }
     0

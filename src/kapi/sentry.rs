@@ -20,7 +20,8 @@ use kernel::prelude::*;
 pub(crate) trait Watcher: 'static {
     /// A request that may write goes to a disk without having been a bio for it: `cloned` by
     /// request-based device-mapper, else a command of the device's own (SG_IO, NVMe passthrough).
-    fn bypassed(disk: DiskId, cloned: bool);
+    /// None: to some NVMe disk with several paths.
+    fn bypassed(disk: Option<DiskId>, cloned: bool);
 
     /// A disk gets this size (which may be the one it has).
     fn resized(disk: DiskId, sectors: u64);
@@ -80,7 +81,7 @@ unsafe extern "C" fn on_request<W: Watcher>(
 ) {
     // SAFETY: ftrace gives valid registers; the caller's promise says what the argument is. The
     // command has `len` bytes.
-    let (disk, kind, bytes, cdb) = unsafe {
+    let (disk, is_path, kind, bytes, cdb) = unsafe {
         let rq = ffi::bdsnap_ftrace_arg0(regs) as *mut bindings::request;
         let disk = ffi::bdsnap_request_disk(rq);
         if disk.is_null() {
@@ -99,10 +100,18 @@ unsafe extern "C" fn on_request<W: Watcher>(
         } else {
             core::slice::from_raw_parts(cdb, len as usize)
         };
-        (disk, kind, u64::from(ffi::bdsnap_request_bytes(rq)), cdb)
+        let is_path = ffi::bdsnap_disk_is_nvme_path(disk);
+        (
+            disk,
+            is_path,
+            kind,
+            u64::from(ffi::bdsnap_request_bytes(rq)),
+            cdb,
+        )
     };
     if may_write(kind, bytes, cdb) {
-        W::bypassed(DiskId::of_disk(disk), kind == Kind::Other);
+        let disk = (!is_path).then(|| DiskId::of_disk(disk));
+        W::bypassed(disk, kind == Kind::Other);
     }
 }
 

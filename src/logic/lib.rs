@@ -12,6 +12,7 @@ pub mod cbt;
 pub mod extent;
 pub mod granule;
 pub mod kind;
+pub mod order;
 pub mod passthrough;
 pub mod range;
 mod sort;

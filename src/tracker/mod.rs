@@ -111,8 +111,12 @@ pub(crate) struct Tracker {
     /// Sees that the copying gets on while writes wait for it.
     #[pin]
     watching: Work<Tracker, 2>,
-    /// Where copying and releasing run.
-    queue: Arc<OwnedQueue>,
+    /// Writes to the stores: apart from the copying and the releasing, since a store's disk may hold
+    /// it up.
+    #[pin]
+    storing: Work<Tracker, 3>,
+    /// Where these run.
+    pub(crate) queues: Arc<Queues>,
     /// Where the watching does, which sleeps.
     idle: Arc<OwnedQueue>,
 }
@@ -143,6 +147,7 @@ impl_has_work! {
     impl HasWork<Tracker, 0> for Tracker { self.copying }
     impl HasWork<Tracker, 1> for Tracker { self.releasing }
     impl HasWork<Tracker, 2> for Tracker { self.watching }
+    impl HasWork<Tracker, 3> for Tracker { self.storing }
 }
 
 impl WorkItem<0> for Tracker {
@@ -169,6 +174,43 @@ impl WorkItem<2> for Tracker {
     }
 }
 
+impl WorkItem<3> for Tracker {
+    type Pointer = Arc<Tracker>;
+
+    fn run(this: Arc<Tracker>) {
+        cow::store(&this);
+    }
+}
+
+/// Where the works of an origin run: one queue for each of them, with a thread that is there when
+/// there is no memory for more. Works of a queue then run one after the other, so none may be in
+/// one with a work that it waits for: a write to an md array that is released waits for one to a
+/// member disk, which may be tracked, too.
+pub(crate) struct Queues {
+    copying: OwnedQueue,
+    releasing: OwnedQueue,
+    storing: OwnedQueue,
+}
+
+impl Queues {
+    /// New ones. ENOMEM. Sleeps.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let queues = Self {
+            copying: OwnedQueue::new(c"bdsnap_copy", true)?,
+            releasing: OwnedQueue::new(c"bdsnap_release", true)?,
+            storing: OwnedQueue::new(c"bdsnap_store", true)?,
+        };
+        Ok(Arc::new(queues, GFP_KERNEL)?)
+    }
+
+    /// Waits for what is queued or running. Sleeps.
+    pub(crate) fn flush(&self) {
+        self.copying.flush();
+        self.storing.flush();
+        self.releasing.flush();
+    }
+}
+
 impl RunOwner for Tracker {
     fn run_done(owner: Arc<Self>, run: Arc<Run<Self>>) {
         owner.done.push(run);
@@ -182,7 +224,7 @@ impl Tracker {
     pub(crate) fn new(
         device: BlockDevice,
         block_shift: u32,
-        queue: Arc<OwnedQueue>,
+        queues: Arc<Queues>,
         idle: Arc<OwnedQueue>,
     ) -> Result<Arc<Self>> {
         let sectors = device.sectors();
@@ -213,7 +255,8 @@ impl Tracker {
                 copying <- new_work!("bdsnap::copying"),
                 releasing <- new_work!("bdsnap::releasing"),
                 watching <- new_work!("bdsnap::watching"),
-                queue,
+                storing <- new_work!("bdsnap::storing"),
+                queues,
                 idle,
             }? Error),
             GFP_KERNEL,
@@ -333,7 +376,7 @@ impl Tracker {
     /// Gets the copying worker going. Any context.
     pub(crate) fn kick(self: &Arc<Self>) {
         // An error means that it is queued already.
-        let _ = self.queue.queue().enqueue::<_, 0>(self.clone());
+        let _ = self.queues.copying.queue().enqueue::<_, 0>(self.clone());
     }
 
     /// Gets the watching going. Any context.
@@ -343,7 +386,12 @@ impl Tracker {
 
     /// Gets the releasing worker going. Any context.
     fn kick_release(self: &Arc<Self>) {
-        let _ = self.queue.queue().enqueue::<_, 1>(self.clone());
+        let _ = self.queues.releasing.queue().enqueue::<_, 1>(self.clone());
+    }
+
+    /// Gets the writing to stores going. Any context.
+    pub(crate) fn kick_store(self: &Arc<Self>) {
+        let _ = self.queues.storing.queue().enqueue::<_, 3>(self.clone());
     }
 
     /// A write that waits for a copy.

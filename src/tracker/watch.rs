@@ -23,13 +23,17 @@ fn each(disk: Option<DiskId>, mut with: impl FnMut(&Arc<Tracker>)) {
 }
 
 impl Watcher for Watch {
-    fn bypassed(disk: DiskId, cloned: bool) {
+    fn bypassed(disk: Option<DiskId>, cloned: bool) {
         let cause = if cloned {
             abi::BDSNAP_CAUSE_REQUEST_DM
         } else {
             abi::BDSNAP_CAUSE_PASSTHROUGH
         };
-        each(Some(disk), |tracker| tracker.end(cause, true));
+        each(disk, |tracker| {
+            if disk.is_some() || tracker.device.is_nvme_head() {
+                tracker.end(cause, true);
+            }
+        });
     }
 
     fn resized(disk: DiskId, sectors: u64) {

@@ -59,7 +59,9 @@ fn nothing_refers_to_panicking() {
     compile(&root.join("tests/no_panic/uses.rs"), "uses", &args);
 
     // The names of the symbols can be read in the object, and all are there.
-    for name in ["units", "range", "bits", "cbt", "kind", "granule", "extent"] {
+    for name in [
+        "units", "range", "bits", "cbt", "kind", "granule", "extent", "order",
+    ] {
         assert!(
             holds(&objects[1], &format!("4uses{}{name}", name.len())),
             "{name}"

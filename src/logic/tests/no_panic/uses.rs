@@ -10,6 +10,7 @@ use bdsnap_logic::cbt;
 use bdsnap_logic::extent;
 use bdsnap_logic::granule;
 use bdsnap_logic::kind;
+use bdsnap_logic::order;
 use bdsnap_logic::passthrough;
 use bdsnap_logic::range;
 use bdsnap_logic::units::Blocks;
@@ -52,6 +53,12 @@ pub fn units(n: &[u64; 4], shift: u32, f: &mut fmt::Formatter<'_>) -> fmt::Resul
 }
 
 #[inline(never)]
+pub fn order(list: &mut [(u64, u64, u64)]) {
+    order::as_met(list, |p| {
+        (p.0, Span::of_len(p.1, p.2).unwrap_or(Span::EMPTY))
+    });
+}
+
 pub fn range(n: &[u64; 4]) -> Option<Span<Sectors>> {
     let [a, b, c, d] = *n;
     range::in_origin(range::bio_on_disk(a, b, c), Span::of_len(c, d)?)
