@@ -102,6 +102,8 @@ enum bdsnap_cause {
 	BDSNAP_CAUSE_HIBERNATED = 46,	/* the machine hibernated */
 	BDSNAP_CAUSE_STORE_STALLED = 47,/* the store's device did not answer for
 					   BDSNAP_STALL_MS while writes to the origin waited */
+	BDSNAP_CAUSE_STRAY = 48,	/* a write that a cgroup's limit (io.max) had held back since
+					   before tracking began went to the disk, unseen */
 };
 
 /*

@@ -114,8 +114,9 @@ fn origin(tracker: &Arc<Tracker>) -> abi::bdsnap_origin_info {
     info
 }
 
-/// State and cause of a version.
+/// State and cause of a version, as of now: what has just become of its origin counts.
 fn health(image: &Image) -> (u32, u32) {
+    let _ = image.tracker().ended();
     match image.version().damage() {
         Damage::None => (abi::BDSNAP_SNAPSHOT_OK, 0),
         Damage::Parts(cause) => (abi::BDSNAP_SNAPSHOT_DAMAGED, cause),

@@ -22,6 +22,7 @@ use crate::kapi::hook::Hook;
 use crate::kapi::power::PowerWatch;
 use crate::kapi::queue::OwnedQueue;
 use crate::kapi::sentry::Sentry;
+use crate::kapi::stray::Strays;
 use crate::store::Store;
 use crate::tracker::Intercept;
 use crate::tracker::Queues;
@@ -61,6 +62,9 @@ struct Spare {
 struct Hooked {
     /// What sees requests that pass the hook by, and disks change or go.
     _sentry: Sentry<Watch>,
+    /// What sees writes go on that a cgroup's limit held back; once a disk has been tracked for which
+    /// there may be some.
+    strays: Option<Strays<Watch>>,
     /// What hears of hibernation.
     _power: PowerWatch<Watch>,
     /// The hook.

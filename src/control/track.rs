@@ -14,6 +14,7 @@ use crate::kapi::bdev::Dev;
 use crate::kapi::hook::Hook;
 use crate::kapi::power::PowerWatch;
 use crate::kapi::sentry::Sentry;
+use crate::kapi::stray::Strays;
 use crate::kapi::time::Deadline;
 use crate::tracker;
 use crate::tracker::Table;
@@ -21,9 +22,6 @@ use crate::tracker::Tracker;
 use bdsnap_logic::units::SECTOR_SHIFT;
 use kernel::prelude::*;
 use kernel::sync::Arc;
-
-/// How long a busy bio-based device is waited for at the start: longer than a write takes.
-const STRAYS_MS: u32 = 2000;
 
 /// The module's version.
 const RELEASE: &[u8] = b"0.1.0";
@@ -131,6 +129,7 @@ impl Registry {
         device: BlockDevice,
         shift: u32,
     ) -> Result<Arc<Tracker>, Refused> {
+        expect_strays(state, &device)?;
         let queues = state.free_queues()?;
         let tracker = Tracker::new(device, shift, queues, self.idle.clone())?;
         state.trackers.push(tracker.clone(), GFP_KERNEL)?;
@@ -138,14 +137,10 @@ impl Registry {
             let _ = state.trackers.pop();
             return Err(e.into());
         }
-        // Writes that were on their way before the hook saw this origin.
-        let settled = tracker
-            .device
-            .settle(abi::BDSNAP_TIMEOUT_DEFAULT_MS, STRAYS_MS);
-        if settled.is_err() {
+        if let Err(refused) = settle(&tracker) {
             // Where its writes don't end, it stays, ended.
             let _ = self.forget(state, &tracker);
-            return Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_DRAIN_TIMEOUT));
+            return Err(refused);
         }
         tracker.tell(abi::BDSNAP_EVENT_TRACKED, 0, [0; 16], 0);
         Ok(tracker)
@@ -163,6 +158,7 @@ impl Registry {
     ) -> Result<Arc<Tracker>, Refused> {
         let device = BlockDevice::open(old.dev())?;
         check(&device)?;
+        expect_strays(state, &device)?;
         let shift = old.map.shift();
         let new = Tracker::new(device, shift, state.free_queues()?, self.idle.clone())?;
         state.dying.reserve(1, GFP_KERNEL)?;
@@ -175,10 +171,9 @@ impl Registry {
                 let _ = state.dying.push_within_capacity(old.clone());
                 state.reap();
                 old.tell_end();
-                let settled = new.device.settle(abi::BDSNAP_TIMEOUT_DEFAULT_MS, STRAYS_MS);
-                if settled.is_err() {
+                if let Err(refused) = settle(&new) {
                     new.end(abi::BDSNAP_CAUSE_DRAIN_TIMEOUT, true);
-                    return Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_DRAIN_TIMEOUT));
+                    return Err(refused);
                 }
                 new.tell(abi::BDSNAP_EVENT_TRACKED, 0, [0; 16], 0);
                 Ok(new)
@@ -256,21 +251,51 @@ fn publish(state: &State) -> Result {
 /// Hooks the submission of bios, and makes sure that they are seen.
 fn hook(device: &BlockDevice) -> Result<Hooked, Refused> {
     let module = ModuleRef::get()?;
-    let refused = |e| match e {
-        EBUSY => Refused::new(e, abi::BDSNAP_CAUSE_HOOK_BUSY),
-        ENOMEM => e.into(),
-        _ => Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_HOOK_BLIND),
-    };
     let hook = Hook::register().map_err(refused)?;
     if !hook.self_test(device)? {
         return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_HOOK_BLIND));
     }
     Ok(Hooked {
         _sentry: Sentry::post().map_err(refused)?,
+        strays: None,
         _power: PowerWatch::register()?,
         _hook: hook,
         _module: module,
     })
+}
+
+/// What it means that something could not be hooked.
+fn refused(e: Error) -> Refused {
+    match e {
+        EBUSY => Refused::new(e, abi::BDSNAP_CAUSE_HOOK_BUSY),
+        ENOMEM => e.into(),
+        _ => Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_HOOK_BLIND),
+    }
+}
+
+/// Sees to it that writes are noticed which have been held back since before tracking of `device`
+/// begins, if there can be any.
+fn expect_strays(state: &mut State, device: &BlockDevice) -> Result<(), Refused> {
+    if let Some(hooked) = state.hooked.as_mut() {
+        if hooked.strays.is_none() && device.is_throttled() {
+            hooked.strays = Some(Strays::watch().map_err(refused)?);
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the writes to an origin that were on their way when the hook began to see it. EBUSY:
+/// they don't end.
+fn settle(tracker: &Arc<Tracker>) -> Result<(), Refused> {
+    let hold = !tracker.device.has_requests();
+    if hold {
+        tracker.inflight.close();
+    }
+    let settled = tracker.device.settle(abi::BDSNAP_TIMEOUT_DEFAULT_MS);
+    if hold {
+        tracker.open_gate();
+    }
+    settled.map_err(|_| Refused::new(EBUSY, abi::BDSNAP_CAUSE_DRAIN_TIMEOUT))
 }
 
 /// Whether a device can be tracked.

@@ -154,6 +154,7 @@ impl Version {
                     "its origin was written around the block layer's usual path"
                 }
                 abi::BDSNAP_CAUSE_RESIZED => "its origin shrank",
+                abi::BDSNAP_CAUSE_STRAY => "its origin got a write from before it was tracked",
                 abi::BDSNAP_CAUSE_HIBERNATED => "the machine hibernates",
                 _ => "its origin is gone",
             };

@@ -260,25 +260,56 @@ u64 bdsnap_bdev_diskseq(struct block_device *bdev)
 	return bdev->bd_disk->diskseq;
 }
 
+bool bdsnap_bdev_has_requests(struct block_device *bdev)
+{
+	return queue_is_mq(bdev_get_queue(bdev));
+}
+
+/* Whether bios for it may be held back for a cgroup, as blk_throtl_activated(). */
+bool bdsnap_bdev_throttled(struct block_device *bdev)
+{
+#ifdef CONFIG_BLK_DEV_THROTTLING
+	return READ_ONCE(bdev_get_queue(bdev)->td) != NULL;
+#else
+	return false;
+#endif
+}
+
+/* Bios in flight that are no reads, as bdev_start_io_acct() counts them. */
+static int writes_in_flight(struct block_device *bdev)
+{
+	int cpu, writes = 0;
+
+	for_each_possible_cpu(cpu)
+		writes += part_stat_local_read_cpu(bdev, in_flight[WRITE], cpu);
+	return writes;
+}
+
 /*
- * Waits until what was in flight has completed. A request-based disk is frozen
- * for the moment; of a bio-based one only the count can be seen.
+ * Waits until writes that were in flight have completed. A request-based disk is
+ * frozen for the moment; of a bio-based one there is only the count, in which
+ * new writes must not appear: a whole disk's holds its partitions', but one that
+ * was sent to the whole disk is in that one only. (Targets of device-mapper that
+ * have accounts_remapped_io count a bio only when they pass it on.)
  */
-int bdsnap_bdev_settle(struct block_device *bdev, unsigned int mq_ms, unsigned int bio_ms)
+int bdsnap_bdev_settle(struct block_device *bdev, unsigned int ms)
 {
 	struct request_queue *q = bdev_get_queue(bdev);
-	unsigned long end = jiffies + msecs_to_jiffies(bio_ms);
+	unsigned long end = jiffies + msecs_to_jiffies(ms);
 	int ret = 0;
 
 	if (queue_is_mq(q)) {
 		blk_freeze_queue_start(q);
-		if (!blk_mq_freeze_queue_wait_timeout(q, msecs_to_jiffies(mq_ms)))
+		if (!blk_mq_freeze_queue_wait_timeout(q, msecs_to_jiffies(ms)))
 			ret = -ETIMEDOUT;
 		blk_mq_unfreeze_queue_nomemrestore(q);
 		return ret;
 	}
-	while (bdev_count_inflight(bdev_whole(bdev)) > 0 && time_before(jiffies, end))
+	while (writes_in_flight(bdev_whole(bdev)) > 0) {
+		if (time_after(jiffies, end))
+			return writes_in_flight(bdev) > 0 ? -ETIMEDOUT : 0;
 		usleep_range(500, 1000);
+	}
 	return 0;
 }
 

@@ -13,6 +13,7 @@
 #include <linux/fs.h>
 #include <linux/ftrace.h>
 #include <linux/mempool.h>
+#include <linux/part_stat.h>
 #include <linux/slab.h>
 
 /* ftrace and the submission of bios */
@@ -59,7 +60,9 @@ bool bdsnap_bdev_integrity(struct block_device *bdev);
 bool bdsnap_bdev_inline_crypto(struct block_device *bdev);
 bool bdsnap_bdev_live(struct block_device *bdev);
 u64 bdsnap_bdev_diskseq(struct block_device *bdev);
-int bdsnap_bdev_settle(struct block_device *bdev, unsigned int mq_ms, unsigned int bio_ms);
+int bdsnap_bdev_settle(struct block_device *bdev, unsigned int ms);
+bool bdsnap_bdev_has_requests(struct block_device *bdev);
+bool bdsnap_bdev_throttled(struct block_device *bdev);
 unsigned int bdsnap_bdev_logical(struct block_device *bdev);
 unsigned int bdsnap_bdev_physical(struct block_device *bdev);
 void bdsnap_bdev_name(struct block_device *bdev, char *buf, size_t len);

@@ -140,12 +140,26 @@ impl BlockDevice {
         unsafe { ffi::bdsnap_bdev_diskseq(self.bdev.as_ptr()) }
     }
 
-    /// Waits until what is in flight to it has completed: for certain on a request-based disk
-    /// (ETIMEDOUT if it doesn't within `mq_ms` milliseconds); on a bio-based one, whose bios can
-    /// only be counted, until there are none or `bio_ms` milliseconds are over. Sleeps.
-    pub(crate) fn settle(&self, mq_ms: u32, bio_ms: u32) -> Result {
+    /// Whether bios become requests in its driver's queue; else they are handled one by one.
+    pub(crate) fn has_requests(&self) -> bool {
         // SAFETY: `bdev` is valid by the type invariant.
-        to_result(unsafe { ffi::bdsnap_bdev_settle(self.bdev.as_ptr(), mq_ms, bio_ms) })
+        unsafe { ffi::bdsnap_bdev_has_requests(self.bdev.as_ptr()) }
+    }
+
+    /// Whether a cgroup's limit (`io.max`) may hold back bios for its disk, before they reach the
+    /// driver. Once it may, it always may.
+    pub(crate) fn is_throttled(&self) -> bool {
+        // SAFETY: `bdev` is valid by the type invariant.
+        unsafe { ffi::bdsnap_bdev_throttled(self.bdev.as_ptr()) }
+    }
+
+    /// Waits up to `ms` milliseconds until the writes that have reached the driver have completed:
+    /// ETIMEDOUT. On a disk without requests new writes must be held back meanwhile: they can't be
+    /// told from old ones. (One whose bios aren't counted, `queue/iostats`, is not waited for.)
+    /// Sleeps.
+    pub(crate) fn settle(&self, ms: u32) -> Result {
+        // SAFETY: `bdev` is valid by the type invariant.
+        to_result(unsafe { ffi::bdsnap_bdev_settle(self.bdev.as_ptr(), ms) })
     }
 
     /// Logical block size in bytes.

@@ -41,16 +41,38 @@ impl Registration {
     /// switched off; EINVAL: this kernel can't trace one of them; ENODEV: ftrace has failed;
     /// ENOMEM.
     pub(super) fn new(func: Callback, flags: c_ulong, targets: &[c_ulong]) -> Result<Self> {
+        Self::with_filter(func, flags, |ops| {
+            targets.iter().try_for_each(|target| {
+                // SAFETY: `ops` is valid, zero but for what a user has to set, and not registered.
+                to_result(unsafe { bindings::ftrace_set_filter_ip(ops, *target, 0, 0) })
+            })
+        })
+    }
+
+    /// The same, at the entry of a function that is not exported to modules: by its name.
+    pub(super) fn by_name(func: Callback, flags: c_ulong, target: &CStr) -> Result<Self> {
+        let mut name = KVec::new();
+        name.extend_from_slice(target.to_bytes_with_nul(), GFP_KERNEL)?;
+        let len = target.to_bytes().len() as c_int;
+        Self::with_filter(func, flags, |ops| {
+            // SAFETY: As above; the name may be written to, and ends with a zero.
+            to_result(unsafe { bindings::ftrace_set_filter(ops, name.as_mut_ptr(), len, 1) })
+        })
+    }
+
+    /// The same, where `filter` says what is to be traced.
+    fn with_filter(
+        func: Callback,
+        flags: c_ulong,
+        filter: impl FnOnce(*mut bindings::ftrace_ops) -> Result,
+    ) -> Result<Self> {
         let ops = bindings::ftrace_ops {
             func: Some(func),
             flags,
             ..Default::default()
         };
         let ops = KBox::new(UnsafeCell::new(ops), GFP_KERNEL)?;
-        let filtered = targets.iter().try_for_each(|target| {
-            // SAFETY: `ops` is valid, zero but for what a user has to set, and not registered.
-            to_result(unsafe { bindings::ftrace_set_filter_ip(ops.get(), *target, 0, 0) })
-        });
+        let filtered = filter(ops.get());
         let registered = filtered.and_then(|()| {
             // SAFETY: As above; the box keeps it in place until it is unregistered.
             to_result(unsafe { bindings::register_ftrace_function(ops.get()) })

@@ -21,6 +21,7 @@ pub(crate) mod rcu;
 pub(crate) mod run;
 pub(crate) mod sentry;
 pub(crate) mod slot;
+pub(crate) mod stray;
 pub(crate) mod stream;
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;

@@ -6,6 +6,7 @@
 //! Source: `bio_init()`, `__bio_add_page()`.
 
 use super::bdev::BlockDevice;
+use super::bio::Submitted;
 use super::disk::Child;
 use super::hook::submit_own;
 use crate::ffi;
@@ -188,6 +189,13 @@ impl<T: RunOwner> Run<T> {
             skip = skip.saturating_add(len as u32);
         }
     }
+}
+
+/// Whether this is the bio of a run of such an owner.
+pub(super) fn is_run<T: RunOwner>(bio: &Submitted<'_>) -> bool {
+    // SAFETY: The bio is valid while it is being submitted.
+    let end_io = unsafe { (*bio.as_ptr()).bi_end_io };
+    end_io.is_some_and(|f| f as usize == run_end::<T> as *const () as usize)
 }
 
 /// The end of a run's bio. Any context.

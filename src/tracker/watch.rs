@@ -6,8 +6,10 @@ use super::table;
 use super::Tracker;
 use crate::kapi::abi;
 use crate::kapi::bdev::DiskId;
+use crate::kapi::bio::Submitted;
 use crate::kapi::power::Sleeper;
 use crate::kapi::sentry::Watcher;
+use crate::kapi::stray::StrayWatcher;
 use kernel::sync::rcu;
 use kernel::sync::Arc;
 
@@ -52,6 +54,23 @@ impl Watcher for Watch {
         each(Some(disk), |tracker| {
             tracker.end(abi::BDSNAP_CAUSE_ORIGIN_GONE, true);
         });
+    }
+}
+
+impl StrayWatcher for Watch {
+    type Owner = Tracker;
+
+    fn goes_on(bio: &Submitted<'_>) {
+        let guard = rcu::read_lock();
+        let Some(table) = table::table(&guard) else {
+            return;
+        };
+        for (tracker, _) in table.touched(bio.disk(), bio.on_disk()) {
+            // All that came by since tracking began is counted there.
+            if !tracker.inflight.holds(bio) {
+                tracker.end(abi::BDSNAP_CAUSE_STRAY, true);
+            }
+        }
     }
 }
 

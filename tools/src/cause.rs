@@ -162,6 +162,13 @@ pub fn look_up(number: u32) -> Option<Cause> {
             damaged("hibernated", "the machine hibernated"),
             "take a new snapshot, and a full backup",
         ),
+        CAUSE_STRAY => hint(
+            damaged(
+                "stray",
+                "a write that a cgroup's limit (io.max) had held back since before tracking began went to the disk",
+            ),
+            "take a new snapshot, and a full backup",
+        ),
         CAUSE_STORE_STALLED => hint(
             damaged(
                 "store-stalled",

@@ -143,6 +143,8 @@ abi_constants! {
     CAUSE_HIBERNATED = "BDSNAP_CAUSE_HIBERNATED": u32 = 46;
     /// The store's device did not answer while writes to the origin waited.
     CAUSE_STORE_STALLED = "BDSNAP_CAUSE_STORE_STALLED": u32 = 47;
+    /// A write from before tracking began went to the disk, unseen.
+    CAUSE_STRAY = "BDSNAP_CAUSE_STRAY": u32 = 48;
     /// All is well.
     ORIGIN_TRACKED = "BDSNAP_ORIGIN_TRACKED": u32 = 0;
     /// Size changed: the next snapshot starts a new generation.

@@ -158,8 +158,8 @@ fn bsg(f: &File, cli: &Cli, block: &[u8], data: &mut Buf) -> Result<(), String> 
 
 /// Sends a command with `struct nvme_passthru_cmd`.
 fn nvme(f: &File, cli: &Cli, data: &mut Buf) -> Result<(), String> {
-    let namespace =
-        sys::ioctl_at(f.as_raw_fd(), NVME_IOCTL_ID, 0).map_err(|e| failed("NVME_IOCTL_ID", e))?;
+    // A controller has no number: its first namespace.
+    let namespace = sys::ioctl_at(f.as_raw_fd(), NVME_IOCTL_ID, 0).unwrap_or(1);
     let mut command = [0u8; 72];
     command[0] = match cli.command {
         Command::Ask => 0,
