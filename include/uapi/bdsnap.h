@@ -42,7 +42,9 @@
 #define BDSNAP_MAX_VERSIONS		64u	/* alive for one origin: ENOSPC */
 #define BDSNAP_MAX_DEVICES		64u	/* origins in one snapshot */
 #define BDSNAP_MAX_FREEZE		128u	/* file systems frozen in one call */
-#define BDSNAP_MAX_EXTENTS		65536u	/* extents in one store */
+#define BDSNAP_MAX_EXTENTS		65536u	/* extents in one portion of a store */
+#define BDSNAP_MAX_PORTIONS		1024u	/* in one store: ENOSPC */
+#define BDSNAP_MAX_LANES		16u	/* devices in one store, memory is one: ENOSPC */
 #define BDSNAP_MAX_RANGES		65536u	/* ranges in one MARK */
 #define BDSNAP_BLOCK_SIZE_MIN		4096u	/* CBT block, a power of two */
 #define BDSNAP_BLOCK_SIZE_DEFAULT	65536u
@@ -79,11 +81,15 @@ enum bdsnap_cause {
 	/* at store creation */
 	BDSNAP_CAUSE_STORE_FS = 20,	/* file system not on the allow-list: EOPNOTSUPP */
 	BDSNAP_CAUSE_STORE_FILE = 21,	/* not a regular, writable file: EINVAL */
-	BDSNAP_CAUSE_STORE_BUSY = 22,	/* swap file or store already: EBUSY */
+	BDSNAP_CAUSE_STORE_BUSY = 22,	/* swap file or store already; a device: claimed (mounted),
+					   overlaps an origin or another store: EBUSY */
 	BDSNAP_CAUSE_STORE_EXTENTS = 23,/* an extent is a hole, shared, encoded, inline, delayed,
 					   misaligned, out of bounds or overlaps: EINVAL */
 	BDSNAP_CAUSE_STORE_FRAGMENTED = 24, /* more extents than the buffer holds: ENOSPC */
 	BDSNAP_CAUSE_STORE_SMALL = 25,	/* no room for a single granule: EINVAL */
+	BDSNAP_CAUSE_STORE_RANGE = 26,	/* not inside the device, or not made of granules: EINVAL */
+	BDSNAP_CAUSE_STORE_DEVICE = 27,	/* can't serve: zoned, read-only, or an image: EOPNOTSUPP */
+	BDSNAP_CAUSE_STORE_MEMORY = 28,	/* so much memory is not free: ENOMEM */
 	/* at snapshot creation: `fail_index` names the device or file system */
 	BDSNAP_CAUSE_FREEZE = 30,	/* a file system could not be frozen */
 	BDSNAP_CAUSE_FREEZE_TIMEOUT = 31, /* ETIMEDOUT */
@@ -193,25 +199,52 @@ struct bdsnap_origin_info {
 };
 
 /*
- * BDSNAP_IOC_STORE_FILE: make a file's blocks a snapstore, for the next
- * SNAPSHOT_CREATE through this open file of BDSNAP_DEVICE. The file must be
- * regular, opened for writing, fallocated without holes, on ext4 or XFS
- * (data on one plain device). It is pinned: S_SWAPFILE is set on its inode,
- * so it can't be truncated, moved or reflinked while it serves, and the
- * kernel keeps a reference, so it may be unlinked (or O_TMPFILE).
+ * BDSNAP_IOC_STORE_ADD: make a portion of a snapstore, for the next
+ * SNAPSHOT_CREATE through this open file of BDSNAP_DEVICE: of a new store, or
+ * one more of a store made through it before. All portions of a store are used
+ * side by side, device by device, each as far as the others.
+ *
+ * FILE: the blocks of a file. It must be regular, opened for writing,
+ * fallocated without holes, on ext4 or XFS (data on one plain device). It is
+ * pinned: S_SWAPFILE is set on its inode, so it can't be truncated, moved,
+ * reflinked or unlinked while it serves. The kernel keeps a reference: unlink
+ * it before (or use O_TMPFILE), and its blocks are free when it has served.
  * The kernel asks the file system for the mapping (FIEMAP) into the caller's
- * buffer, then copies it in once and checks it. Errors: see `cause`.
+ * buffer, then copies it in once and checks it.
+ *
+ * DEVICE: a range of a block device, whose content is lost. The device is
+ * claimed as by a mount, and must not be an origin, or hold a part of one;
+ * one that is a partition of an origin may serve (it reads as zeros there).
+ * `offset` and `length` are made of whole granules, but for a length of 0: up
+ * to the end.
+ *
+ * MEMORY: `length` bytes of memory, taken at once.
+ *
+ * Fields that the kind doesn't use are 0. ENOENT: no such store of this open
+ * file. ENOSPC: BDSNAP_MAX_PORTIONS or _LANES are reached. ENOMEM: also where
+ * so much memory is not free. Others: see `cause`.
  */
-struct bdsnap_store_file {
+enum bdsnap_store_kind {
+	BDSNAP_STORE_FILE = 1,
+	BDSNAP_STORE_DEVICE = 2,
+	BDSNAP_STORE_MEMORY = 3,
+};
+struct bdsnap_store_add {
 	__u32 size;
 	__u32 flags;		/* in: 0 */
-	__s32 fd;		/* in */
-	__u32 granule;		/* in: bytes; 0: default */
-	__u64 buffer;		/* in: room for struct fiemap_extent[extent_count] */
-	__u32 extent_count;	/* in: room; out: extents used */
+	__u64 store;		/* in: 0: a new one; out: handle, valid in this open file only */
+	__u32 kind;		/* in: enum bdsnap_store_kind */
+	__s32 fd;		/* in: FILE */
+	__u32 major;		/* in: DEVICE */
+	__u32 minor;
+	__u32 granule;		/* in: bytes; 0: the store's, or of a new one the default */
+	__u32 extent_count;	/* in: FILE: room; out: extents used */
+	__u64 buffer;		/* in: FILE: room for struct fiemap_extent[extent_count] */
+	__u64 offset;		/* in: DEVICE: bytes */
+	__u64 length;		/* in: DEVICE, MEMORY: bytes */
+	__u64 capacity;		/* out: bytes, whole granules, of the store by now */
 	__u32 cause;		/* out */
-	__u64 store;		/* out: handle, valid in this open file only */
-	__u64 capacity;		/* out: bytes, whole granules */
+	__u32 reserved;		/* in: 0 */
 };
 
 /* One origin of a snapshot to be. */
@@ -245,7 +278,7 @@ struct bdsnap_snapshot_create {
 	__u32 size;
 	__u32 flags;		/* in: 0 */
 	__u8 id[16];		/* out */
-	__u64 store;		/* in: from STORE_FILE */
+	__u64 store;		/* in: from STORE_ADD */
 	__u64 devices;		/* in: struct bdsnap_snapshot_device[device_count], also written */
 	__u64 freeze_fds;	/* in: __s32[freeze_count] */
 	__u32 device_count;
@@ -292,7 +325,7 @@ struct bdsnap_snapshot_info {
 	__u64 store_used;	/* bytes */
 	__u64 store_limit;	/* bytes; = capacity for a fixed store */
 	__u32 kept;		/* 1: SNAPSHOT_KEEP was called */
-	__u32 store_major;	/* device that holds the store */
+	__u32 store_major;	/* a device that holds the store; 0, 0: it is in memory */
 	__u32 store_minor;
 	__u32 reserved;
 };
@@ -423,7 +456,7 @@ struct bdsnap_event {
 #define BDSNAP_IOC_TRACK		_IOWR(BDSNAP_IOC_TYPE, 0x01, struct bdsnap_track)
 #define BDSNAP_IOC_UNTRACK		_IOWR(BDSNAP_IOC_TYPE, 0x02, struct bdsnap_untrack)
 #define BDSNAP_IOC_LIST_ORIGINS		_IOWR(BDSNAP_IOC_TYPE, 0x03, struct bdsnap_list)
-#define BDSNAP_IOC_STORE_FILE		_IOWR(BDSNAP_IOC_TYPE, 0x10, struct bdsnap_store_file)
+#define BDSNAP_IOC_STORE_ADD		_IOWR(BDSNAP_IOC_TYPE, 0x10, struct bdsnap_store_add)
 #define BDSNAP_IOC_SNAPSHOT_CREATE	_IOWR(BDSNAP_IOC_TYPE, 0x20, struct bdsnap_snapshot_create)
 #define BDSNAP_IOC_SNAPSHOT_KEEP	_IOWR(BDSNAP_IOC_TYPE, 0x21, struct bdsnap_snapshot_ref)
 #define BDSNAP_IOC_SNAPSHOT_DELETE	_IOWR(BDSNAP_IOC_TYPE, 0x22, struct bdsnap_snapshot_ref)

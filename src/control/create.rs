@@ -23,6 +23,8 @@ use crate::kapi::rcu::Retired;
 use crate::kapi::time;
 use crate::kapi::time::Deadline;
 use crate::kapi::trace;
+use crate::store::New;
+use crate::store::Source;
 use crate::store::Store;
 use crate::tracker::Tracker;
 use bdsnap_logic::order;
@@ -64,49 +66,25 @@ fn limit(ms: u32) -> Result<u32> {
 }
 
 impl Registry {
-    /// BDSNAP_IOC_STORE_FILE.
-    pub(super) fn store_file(&self, session: u64, arg: usize) -> Result {
-        let mut a = abi::read_arg::<abi::bdsnap_store_file>(arg)?;
-        let granule = if a.granule == 0 {
-            abi::BDSNAP_GRANULE_DEFAULT
-        } else {
-            a.granule
-        };
+    /// BDSNAP_IOC_STORE_ADD.
+    pub(super) fn store_add(&self, session: u64, arg: usize) -> Result {
+        let mut a = abi::read_arg::<abi::bdsnap_store_add>(arg)?;
+        let source = source(&a)?;
         let granules = abi::BDSNAP_GRANULE_MIN..=abi::BDSNAP_GRANULE_MAX;
-        let granule_ok = granule.is_power_of_two() && granules.contains(&granule);
-        let room_ok = (1..=abi::BDSNAP_MAX_EXTENTS).contains(&a.extent_count);
-        if a.flags != 0 || !granule_ok || !room_ok {
+        let granule_ok = a.granule.is_power_of_two() && granules.contains(&a.granule);
+        if a.flags != 0 || a.reserved != 0 || !(granule_ok || a.granule == 0) {
             return Err(EINVAL);
         }
         // A caller that can't be told gets nothing.
         abi::write_arg(arg, &a)?;
         let mut state = self.state.lock();
-        let shift = granule.trailing_zeros() - SECTOR_SHIFT;
         a.cause = 0;
-        let made = Store::of_file(a.fd, shift, a.buffer, a.extent_count);
-        let result = match made {
-            Ok(made) => {
-                a.granule = granule;
-                a.extent_count = made.extents;
-                a.store = state.next_handle;
-                a.capacity = made.store.slots() << (shift + SECTOR_SHIFT);
-                let spare = Spare {
-                    handle: a.store,
-                    owner: session,
-                    store: made.store,
-                };
-                state.spares.push(spare, GFP_KERNEL).map_err(Error::from)
-            }
-            Err(refused) => {
-                a.cause = refused.cause;
-                Err(refused.error)
-            }
-        };
-        if result.is_ok() {
-            state.next_handle += 1;
+        let result = add_portion(&mut state, session, &mut a, source);
+        if let Err(refused) = &result {
+            a.cause = refused.cause;
         }
         abi::write_arg(arg, &a)?;
-        result
+        result.map_err(|r| r.error)
     }
 
     /// BDSNAP_IOC_SNAPSHOT_CREATE.
@@ -291,11 +269,11 @@ impl Registry {
     /// Before anything is written to a store: what older versions still need of its blocks is
     /// copied elsewhere. They may be blocks of a file that has been deleted since.
     fn make_room(&self, state: &State, store: &Store) -> Result<(), Refused> {
-        for tracker in state.trackers.iter().filter(|t| t.disk() == store.disk()) {
+        for tracker in state.trackers.iter() {
             if tracker.lock_chain().len() == 0 {
                 continue;
             }
-            for span in store.on_disk() {
+            for span in store.on_disk(tracker.disk()) {
                 if let Some(part) = range::in_origin(span, tracker.span()) {
                     cow::settle(tracker, part)?;
                 }
@@ -352,6 +330,105 @@ impl Registry {
     }
 }
 
+/// What a portion is to be made of. EINVAL: a kind that doesn't exist, or a field that its kind does
+/// not use.
+fn source(a: &abi::bdsnap_store_add) -> Result<Source> {
+    let no_file = a.fd == 0 && a.buffer == 0 && a.extent_count == 0;
+    let no_device = (a.major, a.minor, a.offset) == (0, 0, 0);
+    match a.kind {
+        abi::BDSNAP_STORE_FILE if no_device && a.length == 0 => {
+            if !(1..=abi::BDSNAP_MAX_EXTENTS).contains(&a.extent_count) {
+                return Err(EINVAL);
+            }
+            Ok(Source::File {
+                fd: a.fd,
+                buffer: a.buffer,
+                room: a.extent_count,
+            })
+        }
+        abi::BDSNAP_STORE_DEVICE if no_file => Ok(Source::Device {
+            dev: Dev::new(a.major, a.minor)?,
+            offset: a.offset,
+            length: a.length,
+        }),
+        abi::BDSNAP_STORE_MEMORY if no_file && no_device && a.length != 0 => {
+            Ok(Source::Memory { length: a.length })
+        }
+        _ => Err(EINVAL),
+    }
+}
+
+/// Adds a portion to a store of this session, or makes one of it; fills in what became of it.
+fn add_portion(
+    state: &mut State,
+    session: u64,
+    a: &mut abi::bdsnap_store_add,
+    source: Source,
+) -> Result<(), Refused> {
+    let own = |s: &&Spare| s.handle == a.store && s.owner == session;
+    let store = match a.store {
+        0 => {
+            let granule = match a.granule {
+                0 => abi::BDSNAP_GRANULE_DEFAULT,
+                granule => granule,
+            };
+            state.spares.reserve(1, GFP_KERNEL)?;
+            Store::new(granule.trailing_zeros() - SECTOR_SHIFT)?
+        }
+        _ => state.spares.iter().find(own).ok_or(ENOENT)?.store.clone(),
+    };
+    let granule = 1u32 << (store.shift() + SECTOR_SHIFT);
+    if a.granule != 0 && a.granule != granule {
+        return Err(EINVAL.into());
+    }
+    let extents = store.add(source, |new| fits(state, new))?;
+    if a.store == 0 {
+        a.store = state.next_handle;
+        state.next_handle += 1;
+        let spare = Spare {
+            handle: a.store,
+            owner: session,
+            store: store.clone(),
+        };
+        // There is room: see above.
+        let _ = state.spares.push_within_capacity(spare);
+    }
+    a.granule = granule;
+    a.extent_count = extents;
+    a.capacity = store.fill().total << (store.shift() + SECTOR_SHIFT);
+    Ok(())
+}
+
+/// Whether a portion's blocks are nobody else's: not another store's, and not an origin's own, which
+/// they are only where the origin is more than the portion's device (a partition of it).
+fn fits(state: &State, new: &New<'_>) -> Result<(), Refused> {
+    let Some(device) = new.device() else {
+        return Ok(());
+    };
+    let busy = Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_STORE_BUSY));
+    if state.image(device.dev()).is_some() {
+        return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_STORE_DEVICE));
+    }
+    let disk = device.disk();
+    if !new.is_file() {
+        let own = Span::of_len(device.start_sector(), device.sectors()).unwrap_or(Span::EMPTY);
+        let inside = |t: &Arc<Tracker>| t.disk() == disk && t.span().overlaps(own);
+        let part = |t: &Arc<Tracker>| t.span().len() > own.len() && t.span().intersect(own) == own;
+        if state.trackers.iter().any(|t| inside(t) && !part(t)) {
+            return busy;
+        }
+    }
+    for span in new.on_disk() {
+        if state
+            .stores()
+            .any(|s| s.on_disk(disk).any(|other| other.overlaps(span)))
+        {
+            return busy;
+        }
+    }
+    Ok(())
+}
+
 /// Copies a name into an ABI's field.
 pub(super) fn copy_name<T: From<u8>>(to: &mut [T], from: &[u8]) {
     for (to, from) in to.iter_mut().zip(from) {
@@ -403,14 +480,14 @@ fn prepare(
 ) -> Result<Candidate, Refused> {
     let logical = tracker.device.logical_block();
     // The last granule may be short, and images are read in the origin's blocks.
-    if logical > 1 << (store.shift() + SECTOR_SHIFT) || store.device().logical_block() > logical {
+    if logical > 1 << (store.shift() + SECTOR_SHIFT) || store.logical_block() > logical {
         return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_BLOCK_SIZE));
     }
     tracker.map.age_if_due();
     let view = tracker.map.prepare_view()?;
     let version = Version::new(view, store.clone(), tracker.sectors(), snapshot)?;
-    for store in state.stores().filter(|s| s.disk() == tracker.disk()) {
-        for span in store.on_disk() {
+    for store in state.stores() {
+        for span in store.on_disk(tracker.disk()) {
             if let Some(part) = range::in_origin(span, tracker.span()) {
                 // A granule that is a store's in part only is copied.
                 version.exclude(part.inward(store.shift(), tracker.sectors()))?;

@@ -10,6 +10,8 @@ use crate::event;
 use crate::image::Image;
 use crate::kapi::abi;
 use crate::kapi::abi::Abi;
+use crate::kapi::bdev::BlockDevice;
+use crate::kapi::bdev::Dev;
 use crate::tracker::Tracker;
 use bdsnap_logic::units::SECTOR_SHIFT;
 use kernel::prelude::*;
@@ -128,6 +130,7 @@ fn health(image: &Image) -> (u32, u32) {
 fn snapshot(snapshot: &Snapshot) -> abi::bdsnap_snapshot_info {
     let store = &snapshot.store;
     let shift = store.shift() + SECTOR_SHIFT;
+    let (fill, dev) = (store.fill(), store.device().map(BlockDevice::dev));
     let (state, cause) = snapshot.images.iter().map(health).max().unwrap_or((0, 0));
     abi::bdsnap_snapshot_info {
         id: snapshot.id,
@@ -136,12 +139,12 @@ fn snapshot(snapshot: &Snapshot) -> abi::bdsnap_snapshot_info {
         cause,
         device_count: snapshot.images.len() as u32,
         granule: 1 << shift,
-        store_capacity: store.slots() << shift,
-        store_used: store.used() << shift,
-        store_limit: store.slots() << shift,
+        store_capacity: fill.total << shift,
+        store_used: fill.used << shift,
+        store_limit: fill.total << shift,
         kept: u32::from(snapshot.owner.is_none()),
-        store_major: store.device().dev().major(),
-        store_minor: store.device().dev().minor(),
+        store_major: dev.map_or(0, Dev::major),
+        store_minor: dev.map_or(0, Dev::minor),
         reserved: 0,
     }
 }

@@ -60,7 +60,7 @@ impl MiscDevice for Session {
             abi::BDSNAP_NR_TRACK => Registry::track,
             abi::BDSNAP_NR_UNTRACK => Registry::untrack,
             abi::BDSNAP_NR_LIST_ORIGINS => Registry::list_origins,
-            abi::BDSNAP_NR_STORE_FILE => Registry::store_file,
+            abi::BDSNAP_NR_STORE_ADD => Registry::store_add,
             abi::BDSNAP_NR_SNAPSHOT_CREATE => Registry::snapshot_create,
             abi::BDSNAP_NR_SNAPSHOT_KEEP => Registry::snapshot_keep,
             abi::BDSNAP_NR_SNAPSHOT_DELETE => Registry::snapshot_delete,

@@ -251,8 +251,8 @@ impl Pool {
 pub(super) struct Start {
     /// With this run.
     pub(super) run: Arc<Run<Tracker>>,
-    /// On this store's device; None: on the origin.
-    pub(super) store: Option<Arc<Store>>,
+    /// To this slot of this store, and those after it; None: on the origin.
+    pub(super) store: Option<(Arc<Store>, u64)>,
     /// What.
     pub(super) io: crate::kapi::run::Io,
 }

@@ -24,6 +24,7 @@ use crate::kapi::slot;
 use crate::kapi::time;
 use crate::kapi::time::Deadline;
 use crate::kapi::trace;
+use crate::store::Site;
 use crate::tracker::Tracker;
 use bdsnap_logic::granule::State;
 use bdsnap_logic::units::Granules;
@@ -145,9 +146,17 @@ fn start(tracker: &Arc<Tracker>, mut starts: KVec<Start>) -> KVec<Start> {
     if !starts.is_empty() {
         run::plugged(|| {
             for start in starts.drain_all() {
-                let device = match &start.store {
-                    Some(store) => store.device(),
+                let site = start.store.as_ref().map(|(store, slot)| store.site(*slot));
+                let device = match site {
                     None => &tracker.device,
+                    Some(Some(Site::Device(device, ..))) => device,
+                    Some(Some(Site::Memory(pages, at, _))) => {
+                        pages.put(at, &start.run, start.io.bytes);
+                        Run::copied(start.run, tracker.clone());
+                        continue;
+                    }
+                    // It was looked up when the write was made ready.
+                    Some(None) => continue,
                 };
                 // It can't be refused: the run is free, and large enough.
                 let _ = Run::start(start.run, tracker.clone(), device, start.io);
@@ -269,18 +278,20 @@ impl Chain {
             self.split(&version, job.span, bad, memory)
         };
         tracker.count_copied(good << version.shift() << SECTOR_SHIFT);
-        let to = version.store.locate(job.slot).filter(|_| good > 0);
-        let Some((sector, _)) = to else {
-            return self.over(run, &version);
+        let sector = match version.store.site(job.slot).filter(|_| good > 0) {
+            Some(Site::Device(_, sector, _)) => sector,
+            Some(Site::Memory(..)) => 0,
+            None => return self.over(run, &version),
         };
         trace::copy(tracker.dev(), job.span.start(), job.span.len(), job.slot);
         // The last granule of a device may be short.
         let bytes = (version.sectors_of(job.span).len() as usize) << SECTOR_SHIFT;
+        let slot = job.slot;
         job.phase = Phase::Write;
         self.put(&run, job);
         let start = Start {
             run,
-            store: Some(version.store.clone()),
+            store: Some((version.store.clone(), slot)),
             io: Io {
                 direction: Direction::Write,
                 sector,

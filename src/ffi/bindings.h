@@ -3,6 +3,7 @@
 #include <linux/blkdev.h>
 #include <linux/bio.h>
 #include <linux/ftrace.h>
+#include <linux/mm.h>
 #include "bdsnap.h"
 #include "helpers.h"
 
@@ -14,8 +15,11 @@ static const unsigned int BDSNAP_REQ_IDLE = REQ_IDLE;
 static const unsigned int BDSNAP_REQ_RAHEAD = REQ_RAHEAD;
 static const unsigned long BDSNAP_FTRACE_FLAGS = FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_PERMANENT;
 static const unsigned int BDSNAP_BLK_OPEN_READ = (unsigned int)BLK_OPEN_READ;
+static const unsigned int BDSNAP_BLK_OPEN_STORE =
+	(unsigned int)(BLK_OPEN_READ | BLK_OPEN_WRITE | BLK_OPEN_RESTRICT_WRITES);
 static const unsigned char BDSNAP_BLK_STS_IOERR = (unsigned char)BLK_STS_IOERR;
 static const gfp_t BDSNAP_GFP_NOIO = GFP_NOIO;
+static const gfp_t BDSNAP_GFP_STORE = GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN;
 static const gfp_t BDSNAP_GFP_NOWAIT = GFP_NOWAIT;
 
 #define BDSNAP_NR(name) static const unsigned int BDSNAP_NR_##name = _IOC_NR(BDSNAP_IOC_##name)
@@ -23,7 +27,7 @@ BDSNAP_NR(VERSION);
 BDSNAP_NR(TRACK);
 BDSNAP_NR(UNTRACK);
 BDSNAP_NR(LIST_ORIGINS);
-BDSNAP_NR(STORE_FILE);
+BDSNAP_NR(STORE_ADD);
 BDSNAP_NR(SNAPSHOT_CREATE);
 BDSNAP_NR(SNAPSHOT_KEEP);
 BDSNAP_NR(SNAPSHOT_DELETE);

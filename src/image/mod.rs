@@ -20,6 +20,7 @@ use crate::kapi::disk::Parent;
 use crate::kapi::noio;
 use crate::kapi::queue::OwnedQueue;
 use crate::kapi::time;
+use crate::store::Site;
 use crate::store::Store;
 use crate::tracker::Tracker;
 use bdsnap_logic::units::Granules;
@@ -232,13 +233,15 @@ fn resolve(read: &Arc<Read>, sectors: Span<Sectors>) {
         };
         let chain = read.shown.tracker.lock_chain();
         let (found, upto) = chain.locate(version, granules);
-        let (sector, upto) = match &found {
-            // Slots that follow each other need not lie side by side on the device.
-            Found::Stored(store, slot) => match store.locate(*slot) {
-                Some((sector, run)) => (sector, upto.min(granules.start().saturating_add(run))),
+        // Slots that follow each other need not lie side by side on the device.
+        let upto = match &found {
+            Found::Stored(store, slot) => match store.site(*slot) {
+                Some(Site::Device(.., run) | Site::Memory(.., run)) => {
+                    upto.min(granules.start().saturating_add(run))
+                }
                 None => return read.parent.fail(),
             },
-            _ => (0, upto),
+            _ => upto,
         };
         let some = Span::new(granules.start(), upto).unwrap_or(granules);
         let (part, others) = rest.split_at(version.sectors_of(some).end());
@@ -260,15 +263,17 @@ fn resolve(read: &Arc<Read>, sectors: Span<Sectors>) {
             Found::Zeros => child.zero(),
             Found::Unreadable => read.parent.fail(),
             Found::Origin => fetch(read, child, part, None, part.start()),
-            Found::Stored(store, _) => {
-                fetch(
-                    read,
-                    child,
-                    part,
-                    Some(store),
-                    sector.saturating_add(skipped),
-                );
-            }
+            Found::Stored(store, slot) => match store.site(slot) {
+                Some(Site::Device(_, sector, _)) => {
+                    let from = Some((store.clone(), slot));
+                    fetch(read, child, part, from, sector.saturating_add(skipped));
+                }
+                Some(Site::Memory(pages, at, _)) => {
+                    let at = at.saturating_add(skipped << SECTOR_SHIFT);
+                    pages.fill(&mut child, at, (part.len() as usize) << SECTOR_SHIFT);
+                }
+                None => read.parent.fail(),
+            },
         }
         rest = others;
     }
@@ -283,15 +288,15 @@ fn child(read: &Read, part: Span<Sectors>) -> Result<Child> {
     )
 }
 
-/// Starts to read a part from `sector` of a store's device, or of the origin.
+/// Starts to read a part from `sector` of the device of a store's slot, or of the origin.
 fn fetch(
     read: &Arc<Read>,
     child: Child,
     part: Span<Sectors>,
-    store: Option<Arc<Store>>,
+    from: Option<(Arc<Store>, u64)>,
     sector: u64,
 ) {
-    let from = store.clone();
+    let store = from.as_ref().map(|(store, _)| store.clone());
     let piece = KBox::pin_init(
         pin_init!(Piece {
             read: read.clone(),
@@ -306,9 +311,11 @@ fn fetch(
         read.parent.fail();
         return;
     };
-    let device = from
-        .as_ref()
-        .map_or(&read.shown.tracker.device, |s| s.device());
+    let device = match from.as_ref().map(|(store, slot)| store.site(*slot)) {
+        None => &read.shown.tracker.device,
+        Some(Some(Site::Device(device, ..))) => device,
+        Some(_) => return read.parent.fail(),
+    };
     child.submit(device, sector, piece);
 }
 

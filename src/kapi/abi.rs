@@ -75,7 +75,7 @@ abi! {
     bdsnap_untrack = 16,
     bdsnap_list = 40,
     bdsnap_origin_info = 112,
-    bdsnap_store_file = 48,
+    bdsnap_store_add = 80,
     bdsnap_snapshot_device = 80,
     bdsnap_snapshot_create = 96,
     bdsnap_snapshot_ref = 24,

@@ -98,6 +98,34 @@ impl BlockDevice {
                 core::ptr::null(),
             )
         })?;
+        Self::of_file(file)
+    }
+
+    /// Opens by number for writing and for us alone, as a mounted file system does: nobody else can
+    /// claim it, or mount it. What is dirty in its page cache is written back, and the cache
+    /// emptied. EBUSY: somebody has claimed it (or a part of it); EROFS; ENXIO, ENODEV, ENOMEDIUM and
+    /// others from its driver. Sleeps.
+    pub(crate) fn claim(dev: Dev) -> Result<Self> {
+        static HOLDER: u8 = 0;
+        // SAFETY: The holder is an address of ours that stays, and is never looked into.
+        let file = from_err_ptr(unsafe {
+            bindings::bdev_file_open_by_dev(
+                dev.raw(),
+                ffi::BDSNAP_BLK_OPEN_STORE,
+                core::ptr::addr_of!(HOLDER).cast_mut().cast(),
+                core::ptr::null(),
+            )
+        })?;
+        let this = Self::of_file(file)?;
+        // SAFETY: `bdev` is valid by the type invariant.
+        to_result(unsafe { bindings::sync_blockdev(this.bdev.as_ptr()) })?;
+        // SAFETY: As above.
+        unsafe { bindings::invalidate_bdev(this.bdev.as_ptr()) };
+        Ok(this)
+    }
+
+    /// Of an opened file.
+    fn of_file(file: *mut bindings::file) -> Result<Self> {
         let file = NonNull::new(file).ok_or(ENODEV)?;
         // SAFETY: `file` is an open block device.
         let bdev = NonNull::new(unsafe { bindings::file_bdev(file.as_ptr()) }).ok_or(ENODEV)?;

@@ -15,6 +15,7 @@ pub(crate) mod global;
 pub(crate) mod hook;
 pub(crate) mod inflight;
 pub(crate) mod noio;
+pub(crate) mod pages;
 pub(crate) mod power;
 pub(crate) mod queue;
 pub(crate) mod rcu;

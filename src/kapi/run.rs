@@ -113,6 +113,19 @@ impl<T: RunOwner> Run<T> {
         self.pages.len()
     }
 
+    /// The data of its page `n`.
+    pub(super) fn page(&self, n: usize) -> Option<*const c_void> {
+        let page = self.pages.get(n)?;
+        // SAFETY: The page is ours and mapped (x86-64 has no high memory).
+        Some(unsafe { ffi::bdsnap_page_address(page.as_ptr()) }.cast_const())
+    }
+
+    /// Ends an I/O well that was none: its data has been copied.
+    pub(crate) fn copied(this: Arc<Self>, owner: Arc<T>) {
+        this.status.store(0, Ordering::Release);
+        T::run_done(owner, this);
+    }
+
     /// Whether the last I/O went well.
     pub(crate) fn status(&self) -> Result {
         match self.status.load(Ordering::Acquire) {

@@ -10,6 +10,7 @@
 pub mod bits;
 pub mod cbt;
 pub mod extent;
+pub mod fill;
 pub mod granule;
 pub mod kind;
 pub mod order;

@@ -64,14 +64,20 @@ AT(bdsnap_origin_info, snapshots, 88);
 AT(bdsnap_origin_info, cause, 92);
 AT(bdsnap_origin_info, bytes_copied, 96);
 AT(bdsnap_origin_info, writes_parked, 104);
-SIZE(bdsnap_store_file, 48);
-AT(bdsnap_store_file, fd, 8);
-AT(bdsnap_store_file, granule, 12);
-AT(bdsnap_store_file, buffer, 16);
-AT(bdsnap_store_file, extent_count, 24);
-AT(bdsnap_store_file, cause, 28);
-AT(bdsnap_store_file, store, 32);
-AT(bdsnap_store_file, capacity, 40);
+SIZE(bdsnap_store_add, 80);
+AT(bdsnap_store_add, store, 8);
+AT(bdsnap_store_add, kind, 16);
+AT(bdsnap_store_add, fd, 20);
+AT(bdsnap_store_add, major, 24);
+AT(bdsnap_store_add, minor, 28);
+AT(bdsnap_store_add, granule, 32);
+AT(bdsnap_store_add, extent_count, 36);
+AT(bdsnap_store_add, buffer, 40);
+AT(bdsnap_store_add, offset, 48);
+AT(bdsnap_store_add, length, 56);
+AT(bdsnap_store_add, capacity, 64);
+AT(bdsnap_store_add, cause, 72);
+AT(bdsnap_store_add, reserved, 76);
 SIZE(bdsnap_snapshot_device, 80);
 AT(bdsnap_snapshot_device, image_major, 8);
 AT(bdsnap_snapshot_device, image_name, 16);
@@ -241,21 +247,25 @@ int main(int argc, char **argv)
 	if (file < 0 || (errno = posix_fallocate(file, 0, STORE_BYTES)) || fsync(file))
 		die(argv[2]);
 
-	struct bdsnap_store_file store = {
+	/* Once the kernel has it, it can't be unlinked any more. */
+	if (unlink(argv[2]))
+		die(argv[2]);
+
+	struct bdsnap_store_add store = {
 		.size = sizeof(store),
+		.kind = BDSNAP_STORE_FILE,
 		.fd = file,
 		.buffer = addr(extents),
 		.extent_count = MAX_EXTENTS,
 	};
 
-	if (ioctl(fd, BDSNAP_IOC_STORE_FILE, &store)) {
+	if (ioctl(fd, BDSNAP_IOC_STORE_ADD, &store)) {
 		fprintf(stderr, "example: cause %u\n", store.cause);
-		die("BDSNAP_IOC_STORE_FILE");
+		die("BDSNAP_IOC_STORE_ADD");
 	}
 	printf("example: store of %llu bytes in %u extents\n",
 	       (unsigned long long)store.capacity, store.extent_count);
 	check(ftruncate(file, 0) == -1 && errno == ETXTBSY, "the store file can't be truncated");
-	unlink(argv[2]);
 	close(file);
 
 	/* The cut. */

@@ -160,26 +160,38 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// `struct bdsnap_store_file`.
-    StoreFile = "bdsnap_store_file" {
+    /// `struct bdsnap_store_add`.
+    StoreAdd = "bdsnap_store_add" {
         /// Bytes of this struct.
         size: u32,
         /// In: 0.
         flags: u32,
-        /// In.
+        /// In: 0: a new one; out: handle, valid in this open file only.
+        store: u64,
+        /// In: `STORE_FILE`, `STORE_DEVICE` or `STORE_MEMORY`.
+        kind: u32,
+        /// In: of a file.
         fd: i32,
-        /// In: bytes; 0: default.
+        /// In: of a device.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+        /// In: bytes; 0: the store's, or of a new one the default.
         granule: u32,
-        /// In: room for struct fiemap_extent\[extent_count\].
-        buffer: u64,
-        /// In: room; out: extents used.
+        /// In: of a file: room; out: extents used.
         extent_count: u32,
+        /// In: of a file: room for struct fiemap_extent\[extent_count\].
+        buffer: u64,
+        /// In: of a device: bytes.
+        offset: u64,
+        /// In: of a device or memory: bytes.
+        length: u64,
+        /// Out: bytes, whole granules, of the store by now.
+        capacity: u64,
         /// Out.
         cause: u32,
-        /// Out: handle, valid in this open file only.
-        store: u64,
-        /// Out: bytes, whole granules.
-        capacity: u64,
+        /// In: 0.
+        reserved: u32,
     }
 }
 
@@ -214,7 +226,7 @@ abi_struct! {
         flags: u32,
         /// Out.
         id: [u8; 16],
-        /// In: from STORE_FILE.
+        /// In: from STORE_ADD.
         store: u64,
         /// In: struct bdsnap_snapshot_device\[device_count\], also written.
         devices: u64,
@@ -469,7 +481,7 @@ pub mod op {
         TRACK = 0x01: Track;
         UNTRACK = 0x02: Untrack;
         LIST_ORIGINS = 0x03: List;
-        STORE_FILE = 0x10: StoreFile;
+        STORE_ADD = 0x10: StoreAdd;
         SNAPSHOT_CREATE = 0x20: SnapshotCreate;
         SNAPSHOT_KEEP = 0x21: SnapshotRef;
         SNAPSHOT_DELETE = 0x22: SnapshotRef;
@@ -497,7 +509,7 @@ pub const STRUCTS: &[StructLayout] = &[
     (Untrack::C_NAME, Untrack::SIZE, Untrack::FIELDS),
     (List::C_NAME, List::SIZE, List::FIELDS),
     (OriginInfo::C_NAME, OriginInfo::SIZE, OriginInfo::FIELDS),
-    (StoreFile::C_NAME, StoreFile::SIZE, StoreFile::FIELDS),
+    (StoreAdd::C_NAME, StoreAdd::SIZE, StoreAdd::FIELDS),
     (
         SnapshotDevice::C_NAME,
         SnapshotDevice::SIZE,

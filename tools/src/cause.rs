@@ -98,7 +98,25 @@ pub fn look_up(number: u32) -> Option<Cause> {
             "put the store on ext4 or XFS: --store file:PATH",
         ),
         CAUSE_STORE_FILE => cause("store-file", "the store must be a regular, writable file"),
-        CAUSE_STORE_BUSY => cause("store-busy", "the file is a swap file or a store already"),
+        CAUSE_STORE_BUSY => hint(
+            cause(
+                "store-busy",
+                "the store is in use: a swap file, mounted, part of another device, tracked, or another store",
+            ),
+            "name a new file, or a device that nobody uses",
+        ),
+        CAUSE_STORE_RANGE => hint(
+            cause("store-range", "the store's range is not inside its device"),
+            "offset and size are multiples of 4K, and end before the device does",
+        ),
+        CAUSE_STORE_MEMORY => hint(
+            cause("store-memory", "so much memory is not free"),
+            "give a smaller one, or a file: --store file:PATH",
+        ),
+        CAUSE_STORE_DEVICE => unsupported(
+            "store-device",
+            "the device can't hold a store: it is read-only, zoned, or an image",
+        ),
         CAUSE_STORE_EXTENTS => cause(
             "store-extents",
             "the file's blocks can't be used (holes, shared or encoded extents)",

@@ -122,10 +122,31 @@ pub struct Control {
     fd: OwnedFd,
 }
 
+/// What a portion of a store is made of, for [`Control::store_add`].
+#[derive(Clone, Copy, Debug)]
+pub enum Portion<'a> {
+    /// The blocks of a file.
+    File(BorrowedFd<'a>),
+    /// A range of a block device.
+    Device {
+        /// The device.
+        num: DevNum,
+        /// Bytes from its beginning.
+        offset: u64,
+        /// Bytes; 0: to its end.
+        length: u64,
+    },
+    /// Memory.
+    Memory {
+        /// Bytes.
+        length: u64,
+    },
+}
+
 /// What [`Control::snapshot_create`] is asked for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CreateOptions {
-    /// Handle of the store, from [`Control::store_file`].
+    /// Handle of the store, from [`Control::store_add`].
     pub store: u64,
     /// Time limit for freezing all file systems, milliseconds; 0: the module's default.
     pub freeze_timeout_ms: u32,
@@ -262,15 +283,44 @@ impl Control {
         })
     }
 
-    /// Makes the blocks of `file` the store for the next snapshot taken through this object.
-    /// `granule` in bytes, 0: the default. Returns the handle and the capacity in bytes.
-    pub fn store_file(&self, file: BorrowedFd<'_>, granule: u32) -> CallResult<abi::StoreFile> {
-        let mut room = vec![abi::FiemapExtent::default(); abi::MAX_EXTENTS as usize];
-        let mut arg = abi::StoreFile {
+    /// Adds a portion to a store for the next snapshot taken through this object: to `store`, or to a
+    /// new one for 0. `granule` in bytes, 0: the default, or the store's. Returns the handle and the
+    /// capacity of the store in bytes.
+    pub fn store_add(
+        &self,
+        store: u64,
+        granule: u32,
+        portion: &Portion<'_>,
+    ) -> CallResult<abi::StoreAdd> {
+        let mut arg = abi::StoreAdd {
+            store,
             granule,
             ..Default::default()
         };
-        ioctl::store_file(self.fd(), file, &mut arg, &mut room).map_err(|e| CallError {
+        let mut room = Vec::new();
+        let file = match portion {
+            Portion::File(file) => {
+                arg.kind = abi::STORE_FILE;
+                room.resize_with(abi::MAX_EXTENTS as usize, Default::default);
+                Some((*file, room.as_mut_slice()))
+            }
+            Portion::Device {
+                num,
+                offset,
+                length,
+            } => {
+                arg.kind = abi::STORE_DEVICE;
+                (arg.major, arg.minor) = (num.major, num.minor);
+                (arg.offset, arg.length) = (*offset, *length);
+                None
+            }
+            Portion::Memory { length } => {
+                arg.kind = abi::STORE_MEMORY;
+                arg.length = *length;
+                None
+            }
+        };
+        ioctl::store_add(self.fd(), &mut arg, file).map_err(|e| CallError {
             cause: arg.cause,
             ..CallError::new("store", e)
         })?;

@@ -121,20 +121,21 @@ pub fn list_versions(
     list::<{ op::LIST_VERSIONS }, _>(fd, id, items)
 }
 
-/// `BDSNAP_IOC_STORE_FILE`: `room` is what the kernel asks the file system's mapping into.
-pub fn store_file(
+/// `BDSNAP_IOC_STORE_ADD`; with a file, `room` is what the kernel asks the file system's mapping into.
+pub fn store_add(
     fd: BorrowedFd<'_>,
-    file: BorrowedFd<'_>,
-    arg: &mut abi::StoreFile,
-    room: &mut [abi::FiemapExtent],
+    arg: &mut abi::StoreAdd,
+    file: Option<(BorrowedFd<'_>, &mut [abi::FiemapExtent])>,
 ) -> Result<()> {
-    arg.size = size_of::<abi::StoreFile>();
-    arg.fd = file.as_raw_fd();
-    arg.buffer = room.as_mut_ptr() as u64;
-    arg.extent_count = u32::try_from(room.len()).unwrap_or(u32::MAX);
+    arg.size = size_of::<abi::StoreAdd>();
+    if let Some((file, room)) = file {
+        arg.fd = file.as_raw_fd();
+        arg.buffer = room.as_mut_ptr() as u64;
+        arg.extent_count = u32::try_from(room.len()).unwrap_or(u32::MAX);
+    }
     // SAFETY: the struct of this ioctl; `buffer` has room for `extent_count` extents, which are
     // integers only.
-    unsafe { update::<{ op::STORE_FILE }, _>(fd, arg) }
+    unsafe { update::<{ op::STORE_ADD }, _>(fd, arg) }
 }
 
 /// `BDSNAP_IOC_SNAPSHOT_CREATE` of `devices`, with the file systems of `freeze` frozen.

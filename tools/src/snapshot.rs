@@ -21,7 +21,6 @@ use crate::state;
 use crate::state::Store;
 use crate::state::Version;
 use crate::store;
-use crate::store::StoreFile;
 use crate::store::StoreSpec;
 use crate::tracking::Tracking;
 use rustix::fd::AsFd;
@@ -42,8 +41,8 @@ use uuid::Uuid;
 pub struct Request {
     /// The origins: block device nodes or links to them.
     pub devices: Vec<PathBuf>,
-    /// Where the store goes; `None`: a sensible place.
-    pub store: Option<StoreSpec>,
+    /// Where the store goes, all of it side by side; empty: a sensible place.
+    pub store: Vec<StoreSpec>,
     /// Further devices whose file systems are frozen.
     pub freeze: Vec<PathBuf>,
     /// Freeze nothing: the snapshot is what a power failure would leave.
@@ -122,13 +121,15 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
     };
     let total = devices.iter().filter_map(|d| sysfs.size(d.num)).sum();
     let stack = Stack::new(&sysfs, &targets.mounts, &devices);
-    let file = match &request.store {
-        Some(spec) => store::make(spec, total)?,
-        None => store::make_default(&targets.places(&stack), total)?,
+    let materials = match request.store.as_slice() {
+        [] => store::make_default(&targets.places(&stack), total)?,
+        specs => store::make(&sysfs, specs, total)?,
     };
-    stack.check_store(&file)?;
+    for material in &materials {
+        stack.check_store(material)?;
+    }
     let tracking = Tracking::start(control, &devices, 0)?;
-    let store = hand_over(control, file)?;
+    let store = store::hand_over(control, materials)?;
     crate::freeze::write_back(&targets.opened);
     let order = stack.order();
     let mut items: Vec<abi::SnapshotDevice> = order
@@ -144,7 +145,7 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
         .and_then(|()| signals.check())
         .and_then(|()| {
             let fds: Vec<BorrowedFd<'_>> = targets.opened.iter().map(|o| o.fd.as_fd()).collect();
-            cut(control, store.store, &mut items, &fds)
+            cut(control, store.handle, &mut items, &fds)
                 .map_err(|e| explain(e, signals, &targets.opened, &order, &devices))
         });
     let warnings = hooks.post_thaw(result.is_ok());
@@ -258,13 +259,6 @@ impl Targets {
         let fit = self.own.iter().filter(|(device, _)| !stack.is_on(*device));
         fit.map(|(_, mount_point)| mount_point.clone()).collect()
     }
-}
-
-/// Gives the file to the kernel, whose reference is the only one that remains.
-fn hand_over(control: &Control, file: StoreFile) -> Result<abi::StoreFile> {
-    control
-        .store_file(file.file.as_fd(), abi::GRANULE_DEFAULT)
-        .map_err(|e| e.on(file.place.display()))
 }
 
 /// The kernel call. While it runs file systems are frozen: this process must not touch a file,

@@ -1,6 +1,5 @@
 //! What lies on what, among the origins of a snapshot and its store.
 
-use crate::blockdev::dev_num;
 use crate::blockdev::BlockDevice;
 use crate::blockdev::Sysfs;
 use crate::device::DevNum;
@@ -8,10 +7,9 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::freeze;
 use crate::mounts::Mount;
-use crate::store::StoreFile;
+use crate::store::Material;
 use std::cmp::Reverse;
 use std::collections::HashSet;
-use std::os::unix::fs::MetadataExt;
 
 /// One origin, and all that lies on it.
 struct Level {
@@ -74,16 +72,12 @@ impl Stack {
     /// Refuses a store that lies on an origin with another driver in between. There nobody can
     /// tell its blocks on the origin: each copy that is written to it would be a write to
     /// the origin, whose old data has to be copied first, and so on until it is full.
-    pub fn check_store(&self, store: &StoreFile) -> Result<()> {
-        let meta = store
-            .file
-            .metadata()
-            .map_err(|e| Error::io(format!("store: {}", store.place.display()), e))?;
-        match self.under(dev_num(meta.dev())) {
+    pub fn check_store(&self, store: &Material) -> Result<()> {
+        match store.device()?.and_then(|device| self.under(device)) {
             None => Ok(()),
             Some(level) => Err(Error::unsupported(format!(
                 "store: {} is on a volume that itself lies on {}",
-                store.place.display(),
+                store.place(),
                 level.path
             ))
             .code("store-stacked")

@@ -1,71 +1,88 @@
-//! Snapstores: what `--store` says, and making the file.
+//! Snapstores: what `--store` says, and what its portions are made of.
 
+mod file;
+
+use crate::abi;
+use crate::blockdev::dev_num;
+use crate::blockdev::Sysfs;
+use crate::device::Control;
+use crate::device::DevNum;
+use crate::device::Portion;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
 use crate::size::human;
 use crate::size::parse_size;
-use rustix::fd::AsFd;
-use rustix::fs::FallocateFlags;
-use rustix::fs::Mode;
-use rustix::fs::OFlags;
-use rustix::io::Errno;
-use std::fs;
-use std::fs::File;
+pub use file::StoreFile;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
 
-/// The smallest store that makes sense, bytes.
+/// The smallest portion that makes sense, bytes.
 pub const MIN_SIZE: u64 = 1 << 20;
-/// The least that is taken where no size is given, bytes.
-const DEFAULT_MIN: u64 = 64 << 20;
-/// Where a store goes if the origins have no fit file system of their own.
-const DEFAULT_DIR: &str = "/var/lib/bdsnap";
 
-/// A store as the user describes it: `file:PATH[,size=SIZE]`.
+/// How to write it.
+const HINT: &str =
+    "--store file:PATH[,size=1G], mem:SIZE or dev:PATH[,offset=..,size=..]; repeat it for several";
+
+/// A portion of a store as the user describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoreSpec {
-    /// A directory, or a file that does not exist yet.
-    pub path: PathBuf,
-    /// Bytes; `None`: 10 % of the origins.
-    pub size: Option<u64>,
+pub enum StoreSpec {
+    /// `file:PATH[,size=SIZE]`
+    File {
+        /// A directory, or a file that does not exist yet.
+        path: PathBuf,
+        /// Bytes; `None`: 10 % of the origins.
+        size: Option<u64>,
+    },
+    /// `mem:SIZE`
+    Memory {
+        /// Bytes.
+        size: u64,
+    },
+    /// `dev:PATH[,offset=BYTES][,size=SIZE]`
+    Device {
+        /// A block device.
+        path: PathBuf,
+        /// Bytes from its beginning.
+        offset: u64,
+        /// Bytes; `None`: to its end.
+        size: Option<u64>,
+    },
 }
 
 impl std::str::FromStr for StoreSpec {
     type Err = Error;
 
-    /// Kinds and options that don't exist yet are [`Kind::Unsupported`], nonsense is
-    /// [`Kind::Usage`].
+    /// Options that don't exist yet are [`Kind::Unsupported`], nonsense is [`Kind::Usage`].
     fn from_str(text: &str) -> Result<Self> {
         let usage = |why: String| {
             Error::usage(format!("store '{text}': {why}"))
                 .code("store-spec")
-                .hint("--store file:PATH[,size=1G], PATH a directory or a new file")
+                .hint(HINT)
         };
         let later = |what: &str| {
             Error::unsupported(format!("store '{text}': {what} is not supported yet"))
                 .code("store-spec")
-                .hint("--store file:PATH[,size=1G], PATH a directory or a new file")
+                .hint(HINT)
         };
         let (kind, rest) = text
             .split_once(':')
             .ok_or_else(|| usage("it has no kind".into()))?;
-        match kind {
-            "file" => {}
-            "mem" | "dev" => return Err(later(&format!("a store of kind '{kind}'"))),
-            _ => return Err(usage(format!("no kind '{kind}'"))),
-        }
         let mut parts = rest.split(',');
-        let path = PathBuf::from(parts.next().unwrap_or_default());
-        if path.as_os_str().is_empty() {
-            return Err(usage("it has no path".into()));
-        }
-        let (mut size, mut limit) = (None, None);
+        let first = parts.next().unwrap_or_default();
+        let (mut size, mut limit, mut offset) = (None, None, None);
         for part in parts {
-            match part.split_once('=') {
-                Some(("size", value)) => size = Some(parse_size(value)?),
-                Some(("limit", value)) => limit = Some(parse_size(value)?),
-                Some(("portion" | "on-full", _)) => return Err(later(&format!("'{part}'"))),
+            match (kind, part.split_once('=')) {
+                ("file" | "dev", Some(("size", value))) => size = Some(parse_size(value)?),
+                ("dev", Some(("offset", value))) => offset = Some(parse_size(value)?),
+                ("file", Some(("limit", value))) => limit = Some(parse_size(value)?),
+                ("file", Some(("portion" | "on-full", _))) => {
+                    return Err(later(&format!("'{part}'")))
+                }
                 _ => return Err(usage(format!("'{part}' is no option"))),
             }
         }
@@ -73,225 +90,252 @@ impl std::str::FromStr for StoreSpec {
             return Err(later("a limit beside a size (a store that grows)"));
         }
         let size = size.or(limit);
-        if let Some(bytes) = size.filter(|&s| s < MIN_SIZE) {
-            return Err(too_small(bytes));
+        let path = || match first {
+            "" => Err(usage("it has no path".into())),
+            path => Ok(PathBuf::from(path)),
+        };
+        let spec = match kind {
+            "file" => StoreSpec::File {
+                path: path()?,
+                size,
+            },
+            "mem" if first.is_empty() => return Err(usage("it has no size".into())),
+            "mem" => StoreSpec::Memory {
+                size: parse_size(first)?,
+            },
+            "dev" => StoreSpec::Device {
+                path: path()?,
+                offset: offset.unwrap_or(0),
+                size,
+            },
+            _ => return Err(usage(format!("no kind '{kind}'"))),
+        };
+        let granule = u64::from(abi::GRANULE_DEFAULT);
+        match spec {
+            StoreSpec::File {
+                size: Some(size), ..
+            }
+            | StoreSpec::Device {
+                size: Some(size), ..
+            }
+            | StoreSpec::Memory { size }
+                if size < MIN_SIZE =>
+            {
+                Err(
+                    Error::usage(format!("a store of {} is too small", human(size)))
+                        .code("store-small")
+                        .hint("at least 1M; a tenth of the device is a good start"),
+                )
+            }
+            StoreSpec::Device { offset, size, .. }
+                if (offset | size.unwrap_or(0)) % granule != 0 =>
+            {
+                Err(usage("offset and size must be multiples of 4K".into()))
+            }
+            spec => Ok(spec),
         }
-        Ok(StoreSpec { path, size })
     }
 }
 
-fn too_small(bytes: u64) -> Error {
-    Error::usage(format!("a store of {} is too small", human(bytes)))
-        .code("store-small")
-        .hint("at least 1M; a tenth of the device is a good start")
-}
-
-/// A file made for a store: fallocated, written back, about to be handed to the kernel.
+/// What a portion is made of, about to be handed to the kernel.
 #[derive(Debug)]
-pub struct StoreFile {
-    /// The file, open for reading and writing.
-    pub file: File,
-    /// Where it is: for messages. Its directory, where it has no name.
-    pub place: PathBuf,
-    /// Bytes.
-    pub size: u64,
-    /// Its name, to be taken away once the kernel holds the file, or at failure.
-    name: Option<PathBuf>,
+pub enum Material {
+    /// A file.
+    File(StoreFile),
+    /// A range of a device.
+    Device {
+        /// Its path.
+        path: PathBuf,
+        /// Its number.
+        num: DevNum,
+        /// Bytes from its beginning.
+        offset: u64,
+        /// Bytes; 0: to its end.
+        length: u64,
+    },
+    /// Memory.
+    Memory {
+        /// Bytes.
+        length: u64,
+    },
 }
 
-impl Drop for StoreFile {
-    /// Takes the name away: the kernel's reference keeps the blocks for as long as they serve.
-    fn drop(&mut self) {
-        if let Some(name) = &self.name {
-            let _ = fs::remove_file(name);
+impl Material {
+    /// What a person calls it.
+    pub fn place(&self) -> String {
+        match self {
+            Material::File(file) => file.place.display().to_string(),
+            Material::Device { path, .. } => path.display().to_string(),
+            Material::Memory { length } => format!("{} of memory", human(*length)),
+        }
+    }
+
+    /// The device that it is on; `None`: memory.
+    pub fn device(&self) -> Result<Option<DevNum>> {
+        match self {
+            Material::File(file) => {
+                let meta = file.file.metadata();
+                let meta = meta.map_err(|e| Error::io(format!("store: {}", self.place()), e))?;
+                Ok(Some(dev_num(meta.dev())))
+            }
+            Material::Device { num, .. } => Ok(Some(*num)),
+            Material::Memory { .. } => Ok(None),
         }
     }
 }
 
-/// What `fstatfs` says of a file system that matters here.
-struct FsInfo {
-    name: &'static str,
-    fit: bool,
-    size: u64,
-    available: u64,
-}
-
-/// Looks at the file system that `fd` is on.
-fn fs_info(fd: impl AsFd) -> Result<FsInfo> {
-    let stat = rustix::fs::fstatfs(fd).map_err(|e| Error::io("can't look at a file system", e))?;
-    let (name, fit) = match stat.f_type as u64 & 0xffff_ffff {
-        0xef53 => ("ext4", true),
-        0x5846_5342 => ("xfs", true),
-        0x9123_683e => ("btrfs", false),
-        0x0102_1994 => ("tmpfs", false),
-        0x794c_7630 => ("overlayfs", false),
-        0x8584_58f6 => ("ramfs", false),
-        0x2fc1_2fc1 => ("zfs", false),
-        0x4d44 => ("vfat", false),
-        0x6969 => ("nfs", false),
-        0xf2f5_2010 => ("f2fs", false),
-        _ => ("this kind of file system", false),
+/// Makes ready what `specs` describe, for `origins` bytes of origins. Nothing is left behind when it
+/// fails.
+pub fn make(sysfs: &Sysfs, specs: &[StoreSpec], origins: u64) -> Result<Vec<Material>> {
+    let unsized_files = |s: &&StoreSpec| matches!(s, StoreSpec::File { size: None, .. });
+    let share = origins / (specs.iter().filter(unsized_files).count() as u64).max(1);
+    let one = |spec: &StoreSpec| match spec {
+        StoreSpec::File { path, size } => file::make(path, *size, share).map(Material::File),
+        StoreSpec::Memory { size } => Ok(Material::Memory { length: *size }),
+        StoreSpec::Device { path, offset, size } => {
+            let device = sysfs.resolve(path)?;
+            must_be_blank(path)?;
+            Ok(Material::Device {
+                path: path.clone(),
+                num: device.num,
+                offset: *offset,
+                length: size.unwrap_or(0),
+            })
+        }
     };
-    let unit = stat.f_bsize as u64;
-    Ok(FsInfo {
-        name,
-        fit,
-        size: stat.f_blocks.saturating_mul(unit),
-        available: stat.f_bavail.saturating_mul(unit),
-    })
+    specs.iter().map(one).collect()
 }
 
-/// Opens a directory, for its file system.
-fn open_dir(path: &Path) -> Result<rustix::fd::OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|e| Error::io(format!("store: can't open {}", path.display()), e))
+/// Makes ready a store in a sensible place: see [`file::make_default`].
+pub fn make_default(own: &[PathBuf], origins: u64) -> Result<Vec<Material>> {
+    Ok(vec![Material::File(file::make_default(own, origins)?)])
 }
 
-/// How large a store for `origins` bytes of origins shall be on a file system of `size` bytes
-/// with `available` bytes free: 10 % of the origins and at least 64 MiB, but no more than the
-/// origins have, and 5 % of the file system stay free. `None`: too little room.
-fn default_size(origins: u64, size: u64, available: u64) -> Option<u64> {
-    let wanted = (origins / 10).max(DEFAULT_MIN).min(origins.max(MIN_SIZE));
-    let room = available.saturating_sub(size / 20);
-    let bytes = wanted.min(room) & !(MIN_SIZE - 1);
-    // Half of what is wanted is better than none; less would only be full at once.
-    (bytes >= MIN_SIZE && bytes >= wanted.min(DEFAULT_MIN) / 2).then_some(bytes)
-}
-
-/// Makes the file that `spec` describes, for `origins` bytes of origins. Nothing is left behind
-/// when it fails.
-pub fn make(spec: &StoreSpec, origins: u64) -> Result<StoreFile> {
-    let path = &spec.path;
+/// Refuses a device on which there is something that blkid knows: it would be lost.
+fn must_be_blank(path: &Path) -> Result<()> {
     let shown = path.display();
-    let is_dir = match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => true,
-        Ok(_) => {
-            return Err(Error::usage(format!("store: {shown} exists already"))
-                .code("store-exists")
-                .hint("name a directory or a new file"))
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
-        Err(e) => return Err(Error::io(format!("store: {shown}"), e)),
-    };
-    let dir = match path.parent() {
-        _ if is_dir => path.as_path(),
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let dir_fd = open_dir(dir)?;
-    let info = fs_info(&dir_fd)?;
-    if !info.fit {
-        return Err(Error::unsupported(format!(
-            "store: {shown} is on {}, whose blocks can't serve as a store",
-            info.name
+    let failed = |why: String| {
+        Error::failed(format!(
+            "store: can't tell whether {shown} is in use: {why}"
         ))
-        .code("store-filesystem")
-        .hint("put the store on ext4 or XFS: --store file:PATH"));
-    }
-    let size = match spec.size {
-        Some(size) => size,
-        None => default_size(origins, info.size, info.available)
-            .ok_or_else(|| no_space(path, DEFAULT_MIN.min(origins), info.available))?,
+        .hint("blkid of util-linux is needed")
     };
-    let base = OFlags::RDWR | OFlags::CLOEXEC;
-    let mode = Mode::RUSR | Mode::WUSR;
-    let opened = if is_dir {
-        rustix::fs::open(path, base | OFlags::TMPFILE, mode)
-    } else {
-        rustix::fs::open(
-            path,
-            base | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW,
-            mode,
+    let output = Command::new("blkid")
+        .args(["--probe", "--output", "export"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| failed(format!("blkid: {e}")))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let kind = text
+        .lines()
+        .find_map(|l| l.strip_prefix("TYPE=").or(l.strip_prefix("PTTYPE=")));
+    match (output.status.code(), kind) {
+        // Nothing is found, or only that it is a partition.
+        (Some(2), _) | (Some(0), None) => Ok(()),
+        (Some(0 | 8), kind) => Err(Error::new(
+            Kind::Busy,
+            format!(
+                "store: {shown} holds {}, which would be lost",
+                kind.unwrap_or("several things at once")
+            ),
         )
-    };
-    let fd = opened.map_err(|e| Error::io(format!("store: can't make a file at {shown}"), e))?;
-    let store = StoreFile {
-        file: File::from(fd),
-        place: path.clone(),
-        size,
-        name: (!is_dir).then(|| path.clone()),
-    };
-    rustix::fs::fallocate(&store.file, FallocateFlags::empty(), 0, size).map_err(|e| match e {
-        Errno::NOSPC | Errno::FBIG => no_space(path, size, info.available),
-        Errno::OPNOTSUPP => {
-            Error::unsupported(format!("store: {shown}: fallocate is not supported"))
-                .code("store-filesystem")
-        }
-        e => Error::io(
-            format!("store: can't allocate {} at {shown}", human(size)),
-            e,
-        ),
-    })?;
-    store
-        .file
-        .sync_all()
-        .map_err(|e| Error::io(format!("store: can't write back {shown}"), e))?;
-    Ok(store)
-}
-
-fn no_space(path: &Path, size: u64, available: u64) -> Error {
-    Error::new(
-        Kind::Failed,
-        format!(
-            "store: no room for {} at {} ({} free)",
-            human(size),
-            path.display(),
-            human(available)
-        ),
-    )
-    .code("no-space")
-    .hint("put the store elsewhere: --store file:PATH[,size=SIZE]")
-}
-
-/// Makes a store in a sensible place: on one of `own` (mount points of the origins' own file
-/// systems) where that is ext4 or XFS, the one with the most space free first, or else in
-/// /var/lib/bdsnap.
-pub fn make_default(own: &[PathBuf], origins: u64) -> Result<StoreFile> {
-    let free = |path: &PathBuf| {
-        let info = open_dir(path).and_then(|fd| fs_info(&fd)).ok()?;
-        info.fit.then_some((info.available, path.clone()))
-    };
-    let mut places: Vec<(u64, PathBuf)> = own.iter().filter_map(free).collect();
-    places.sort();
-    let mut last = None;
-    let common = std::iter::once_with(|| {
-        // Nothing to say if this fails: opening it will.
-        let _ = fs::create_dir_all(DEFAULT_DIR);
-        PathBuf::from(DEFAULT_DIR)
-    });
-    for path in places.into_iter().rev().map(|(_, path)| path).chain(common) {
-        match make(&StoreSpec { path, size: None }, origins) {
-            Ok(store) => return Ok(store),
-            Err(e) => last = Some(e),
-        }
+        .code("store-not-blank")
+        .hint(format!("if nobody needs it: wipefs --all {shown}"))),
+        _ => Err(failed(
+            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        )),
     }
-    Err(last.unwrap_or_else(|| Error::failed("no place for a store")))
+}
+
+/// A store that the kernel has.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// Its handle.
+    pub handle: u64,
+    /// Bytes.
+    pub capacity: u64,
+}
+
+/// Gives all portions to the kernel, whose references are the only ones that remain.
+pub fn hand_over(control: &Control, mut materials: Vec<Material>) -> Result<Held> {
+    let mut held = Held {
+        handle: 0,
+        capacity: 0,
+    };
+    for material in &mut materials {
+        if let Material::File(file) = material {
+            file.unname()?;
+        }
+        let portion = match &*material {
+            Material::File(file) => Portion::File(file.file.as_fd()),
+            Material::Device {
+                num,
+                offset,
+                length,
+                ..
+            } => Portion::Device {
+                num: *num,
+                offset: *offset,
+                length: *length,
+            },
+            Material::Memory { length } => Portion::Memory { length: *length },
+        };
+        let added = control.store_add(held.handle, abi::GRANULE_DEFAULT, &portion);
+        let added = added.map_err(|e| e.on(material.place()))?;
+        held = Held {
+            handle: added.store,
+            capacity: added.capacity,
+        };
+    }
+    Ok(held)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parsed(text: &str) -> StoreSpec {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn specs() {
-        let spec: StoreSpec = "file:/x/y,size=1G".parse().unwrap();
-        assert_eq!(spec.path, PathBuf::from("/x/y"));
-        assert_eq!(spec.size, Some(1 << 30));
-        let spec: StoreSpec = "file:/x".parse().unwrap();
-        assert_eq!(spec.size, None);
-        let spec: StoreSpec = "file:/x,limit=2M".parse().unwrap();
-        assert_eq!(spec.size, Some(2 << 20));
+        let file = |path: &str, size| StoreSpec::File {
+            path: path.into(),
+            size,
+        };
+        assert_eq!(parsed("file:/x/y,size=1G"), file("/x/y", Some(1 << 30)));
+        assert_eq!(parsed("file:/x"), file("/x", None));
+        assert_eq!(parsed("file:/x,limit=2M"), file("/x", Some(2 << 20)));
+        assert_eq!(parsed("mem:64M"), StoreSpec::Memory { size: 64 << 20 });
+        let device = |offset, size| StoreSpec::Device {
+            path: "/dev/vdc".into(),
+            offset,
+            size,
+        };
+        assert_eq!(parsed("dev:/dev/vdc"), device(0, None));
+        assert_eq!(
+            parsed("dev:/dev/vdc,offset=1M,size=2M"),
+            device(1 << 20, Some(2 << 20))
+        );
         for (text, exit) in [
             ("", 2),
             ("/x", 2),
             ("file:", 2),
+            ("dev:", 2),
+            ("mem:", 2),
             ("tape:/x", 2),
             ("file:/x,siez=1G", 2),
             ("file:/x,size=1X", 2),
             ("file:/x,size=4K", 2),
-            ("mem:1G", 6),
-            ("dev:/dev/vdc", 6),
+            ("file:/x,offset=1M", 2),
+            ("mem:4K", 2),
+            ("mem:1X", 2),
+            ("mem:1G,size=1G", 2),
+            ("dev:/dev/vdc,limit=1G", 2),
+            ("dev:/dev/vdc,offset=512", 2),
+            ("dev:/dev/vdc,size=1049000", 2),
             ("file:/x,size=1G,portion=256M", 6),
             ("file:/x,size=1G,limit=10G", 6),
             ("file:/x,on-full=fail", 6),
@@ -299,43 +343,5 @@ mod tests {
             let error = text.parse::<StoreSpec>().unwrap_err();
             assert_eq!(error.kind.exit_code(), exit, "{text}: {}", error.message);
         }
-    }
-
-    #[test]
-    fn default_sizes() {
-        let (mib, gib) = (1 << 20, 1 << 30);
-        assert_eq!(
-            default_size(100 * gib, 1000 * gib, 500 * gib),
-            Some(10 * gib)
-        );
-        assert_eq!(default_size(gib / 4, 1000 * gib, 500 * gib), Some(64 * mib));
-        assert_eq!(
-            default_size(16 * mib, 1000 * gib, 500 * gib),
-            Some(16 * mib)
-        );
-        assert_eq!(default_size(100 * gib, 100 * gib, 11 * gib), Some(6 * gib));
-        assert_eq!(default_size(100 * gib, 100 * gib, 5 * gib), None);
-    }
-
-    #[test]
-    fn bad_places() {
-        let exists = tempfile::NamedTempFile::new().unwrap();
-        let spec = |path: &Path| StoreSpec {
-            path: path.to_owned(),
-            size: Some(MIN_SIZE),
-        };
-        assert_eq!(
-            make(&spec(exists.path()), 0).unwrap_err().code,
-            "store-exists"
-        );
-        let error = make(&spec(Path::new("/nonexistent/x/y")), 0).unwrap_err();
-        assert_eq!(error.kind.exit_code(), 8);
-        assert_eq!(
-            make(&spec(Path::new("/proc")), 0)
-                .unwrap_err()
-                .kind
-                .exit_code(),
-            6
-        );
     }
 }

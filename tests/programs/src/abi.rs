@@ -49,8 +49,8 @@ pub const TRACK: Ioctl = ioc("TRACK", 0x01, 48);
 pub const UNTRACK: Ioctl = ioc("UNTRACK", 0x02, 16);
 /// BDSNAP_IOC_LIST_ORIGINS
 pub const LIST_ORIGINS: Ioctl = ioc("LIST_ORIGINS", 0x03, 40);
-/// BDSNAP_IOC_STORE_FILE
-pub const STORE_FILE: Ioctl = ioc("STORE_FILE", 0x10, 48);
+/// BDSNAP_IOC_STORE_ADD
+pub const STORE_ADD: Ioctl = ioc("STORE_ADD", 0x10, 80);
 /// BDSNAP_IOC_SNAPSHOT_CREATE
 pub const SNAPSHOT_CREATE: Ioctl = ioc("SNAPSHOT_CREATE", 0x20, 96);
 /// BDSNAP_IOC_SNAPSHOT_KEEP
@@ -74,7 +74,7 @@ pub const ALL: [Ioctl; 13] = [
     TRACK,
     UNTRACK,
     LIST_ORIGINS,
-    STORE_FILE,
+    STORE_ADD,
     SNAPSHOT_CREATE,
     SNAPSHOT_KEEP,
     SNAPSHOT_DELETE,
@@ -96,6 +96,13 @@ pub const VERSION_INFO: u32 = 152;
 /// Bytes of struct bdsnap_event.
 pub const EVENT: usize = 104;
 
+/// STORE_ADD: kinds.
+pub const KIND_FILE: u32 = 1;
+/// A range of a device.
+pub const KIND_DEVICE: u32 = 2;
+/// Memory.
+pub const KIND_MEMORY: u32 = 3;
+
 /// Offsets of fields; every struct has `size` at 0 and `flags` at 4.
 pub mod at {
     /// All: flags
@@ -116,20 +123,32 @@ pub mod at {
     pub const LIST_BUFFER: usize = 16;
     /// LIST_*: id
     pub const LIST_ID: usize = 24;
-    /// STORE_FILE: fd
-    pub const STORE_FD: usize = 8;
-    /// STORE_FILE: granule
-    pub const STORE_GRANULE: usize = 12;
-    /// STORE_FILE: buffer
-    pub const STORE_BUFFER: usize = 16;
-    /// STORE_FILE: extent_count
-    pub const STORE_EXTENTS: usize = 24;
-    /// STORE_FILE: cause
-    pub const STORE_CAUSE: usize = 28;
-    /// STORE_FILE: store
-    pub const STORE_HANDLE: usize = 32;
-    /// STORE_FILE: capacity
-    pub const STORE_CAPACITY: usize = 40;
+    /// STORE_ADD: store
+    pub const STORE_HANDLE: usize = 8;
+    /// STORE_ADD: kind
+    pub const STORE_KIND: usize = 16;
+    /// STORE_ADD: fd
+    pub const STORE_FD: usize = 20;
+    /// STORE_ADD: major
+    pub const STORE_MAJOR: usize = 24;
+    /// STORE_ADD: minor
+    pub const STORE_MINOR: usize = 28;
+    /// STORE_ADD: granule
+    pub const STORE_GRANULE: usize = 32;
+    /// STORE_ADD: extent_count
+    pub const STORE_EXTENTS: usize = 36;
+    /// STORE_ADD: buffer
+    pub const STORE_BUFFER: usize = 40;
+    /// STORE_ADD: offset
+    pub const STORE_OFFSET: usize = 48;
+    /// STORE_ADD: length
+    pub const STORE_LENGTH: usize = 56;
+    /// STORE_ADD: capacity
+    pub const STORE_CAPACITY: usize = 64;
+    /// STORE_ADD: cause
+    pub const STORE_CAUSE: usize = 72;
+    /// STORE_ADD: reserved
+    pub const STORE_RESERVED: usize = 76;
     /// SNAPSHOT_CREATE, KEEP, DELETE: id
     pub const ID: usize = 8;
     /// SNAPSHOT_CREATE: store

@@ -109,7 +109,7 @@ abi_constants! {
     CAUSE_STORE_FS = "BDSNAP_CAUSE_STORE_FS": u32 = 20;
     /// Not a regular, writable file: EINVAL.
     CAUSE_STORE_FILE = "BDSNAP_CAUSE_STORE_FILE": u32 = 21;
-    /// Swap file or store already: EBUSY.
+    /// Swap file or store already; a device: claimed, or overlaps an origin or another store: EBUSY.
     CAUSE_STORE_BUSY = "BDSNAP_CAUSE_STORE_BUSY": u32 = 22;
     /// An extent is a hole, shared, encoded, inline, delayed, misaligned, out of bounds or overlaps: EINVAL.
     CAUSE_STORE_EXTENTS = "BDSNAP_CAUSE_STORE_EXTENTS": u32 = 23;
@@ -117,6 +117,12 @@ abi_constants! {
     CAUSE_STORE_FRAGMENTED = "BDSNAP_CAUSE_STORE_FRAGMENTED": u32 = 24;
     /// No room for a single granule: EINVAL.
     CAUSE_STORE_SMALL = "BDSNAP_CAUSE_STORE_SMALL": u32 = 25;
+    /// Not inside the device, or not made of granules: EINVAL.
+    CAUSE_STORE_RANGE = "BDSNAP_CAUSE_STORE_RANGE": u32 = 26;
+    /// Can't serve: zoned, read-only, or an image: EOPNOTSUPP.
+    CAUSE_STORE_DEVICE = "BDSNAP_CAUSE_STORE_DEVICE": u32 = 27;
+    /// So much memory is not free: ENOMEM.
+    CAUSE_STORE_MEMORY = "BDSNAP_CAUSE_STORE_MEMORY": u32 = 28;
     /// A file system could not be frozen.
     CAUSE_FREEZE = "BDSNAP_CAUSE_FREEZE": u32 = 30;
     /// Freezing took too long (ETIMEDOUT).
@@ -145,6 +151,12 @@ abi_constants! {
     CAUSE_STORE_STALLED = "BDSNAP_CAUSE_STORE_STALLED": u32 = 47;
     /// A write from before tracking began went to the disk, unseen.
     CAUSE_STRAY = "BDSNAP_CAUSE_STRAY": u32 = 48;
+    /// A portion of a store: the blocks of a file.
+    STORE_FILE = "BDSNAP_STORE_FILE": u32 = 1;
+    /// A range of a block device.
+    STORE_DEVICE = "BDSNAP_STORE_DEVICE": u32 = 2;
+    /// Memory.
+    STORE_MEMORY = "BDSNAP_STORE_MEMORY": u32 = 3;
     /// All is well.
     ORIGIN_TRACKED = "BDSNAP_ORIGIN_TRACKED": u32 = 0;
     /// Size changed: the next snapshot starts a new generation.

@@ -8,6 +8,7 @@
 use bdsnap_logic::bits;
 use bdsnap_logic::cbt;
 use bdsnap_logic::extent;
+use bdsnap_logic::fill;
 use bdsnap_logic::granule;
 use bdsnap_logic::kind;
 use bdsnap_logic::order;
@@ -50,6 +51,13 @@ pub fn units(n: &[u64; 4], shift: u32, f: &mut fmt::Formatter<'_>) -> fmt::Resul
         c,
         f,
     )
+}
+
+#[inline(never)]
+pub fn fill(lanes: &[(u64, u64)], portion: usize, at: u64) -> Option<(usize, u64)> {
+    let fills = lanes.iter().map(|&(used, total)| fill::Fill { used, total });
+    let index = fill::emptiest(fills)?;
+    Some(fill::place(fill::slot(portion.wrapping_add(index), at)?))
 }
 
 #[inline(never)]

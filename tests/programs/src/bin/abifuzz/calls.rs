@@ -155,14 +155,15 @@ pub fn delete(fd: &File, id: &[u8]) -> Result<i32, i32> {
 
 pub fn make_store(fd: &File, file: &File) -> Result<u64, String> {
     let mut room = vec![0u8; 4096 * abi::FIEMAP_EXTENT as usize];
-    let mut a = abi::STORE_FILE
+    let mut a = abi::STORE_ADD
         .arg()
+        .u32(at::STORE_KIND, abi::KIND_FILE)
         .u32(at::STORE_FD, file.as_raw_fd() as u32)
         .u64(at::STORE_BUFFER, room.as_mut_ptr() as u64)
         .u32(at::STORE_EXTENTS, 4096);
     a.call(fd).map_err(|e| {
         format!(
-            "STORE_FILE: {} (cause {})",
+            "STORE_ADD: {} (cause {})",
             sys::errno_name(e),
             a.get32(at::STORE_CAUSE)
         )

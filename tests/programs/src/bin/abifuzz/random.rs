@@ -74,7 +74,7 @@ const NUMBERS: [u64; 22] = [
 fn pointers(io: Ioctl) -> &'static [usize] {
     match io {
         abi::LIST_ORIGINS | abi::LIST_SNAPSHOTS | abi::LIST_VERSIONS => &[at::LIST_BUFFER],
-        abi::STORE_FILE => &[at::STORE_BUFFER],
+        abi::STORE_ADD => &[at::STORE_BUFFER],
         abi::SNAPSHOT_CREATE => &[at::SNAP_DEVICES, at::SNAP_FREEZE],
         abi::MAP_READ => &[at::MAP_BUFFER],
         abi::MARK => &[at::MARK_RANGES],
@@ -105,6 +105,12 @@ impl Fuzz<'_> {
                 .wrapping_add(self.rng.below(3))
                 .wrapping_sub(1),
         }
+    }
+
+    /// One of the stores that were seen, or none.
+    fn any_store(&mut self) -> Option<u64> {
+        let place = self.rng.below(self.stores.len() as u64 + 1) as usize;
+        self.stores.get(place).copied()
     }
 
     fn pointer(&mut self, room: &Cliff, base: u64) -> u64 {
@@ -143,7 +149,13 @@ impl Fuzz<'_> {
                 .u32(at::LIST_ITEM, self.rng.pick(&[8, 152, 256]))
                 .u64(at::LIST_BUFFER, p)
                 .put(at::LIST_ID, &id),
-            abi::STORE_FILE => a
+            abi::STORE_ADD if self.rng.below(3) == 0 => a
+                .u32(at::STORE_KIND, abi::KIND_MEMORY)
+                .u64(at::STORE_HANDLE, self.any_store().unwrap_or(0))
+                .u64(at::STORE_LENGTH, self.rng.pick(&[4096, 1 << 20, 5000])),
+            abi::STORE_ADD => a
+                .u32(at::STORE_KIND, abi::KIND_FILE)
+                .u64(at::STORE_HANDLE, self.any_store().unwrap_or(0))
                 .u32(at::STORE_FD, self.rng.pick(fds) as u32)
                 .u64(at::STORE_BUFFER, p)
                 .u32(at::STORE_EXTENTS, self.rng.pick(&[1, 8, 64])),
@@ -156,10 +168,7 @@ impl Fuzz<'_> {
                     mem[off..off + 4].copy_from_slice(&d.0.to_ne_bytes());
                     mem[off + 4..off + 8].copy_from_slice(&d.1.to_ne_bytes());
                 }
-                let store = self
-                    .stores
-                    .get(self.rng.below(self.stores.len() as u64 + 1) as usize)
-                    .copied();
+                let store = self.any_store();
                 a.u64(at::SNAP_STORE, store.unwrap_or(1))
                     .u64(at::SNAP_DEVICES, p)
                     .u32(at::SNAP_DEVICE_COUNT, self.rng.between(1, n) as u32)
@@ -271,7 +280,7 @@ impl Fuzz<'_> {
     fn learn(&mut self, a: &Arg) -> Result<(), String> {
         match a.ioctl {
             abi::EVENTS => return self.read_events(a.get32(at::EVENTS_FD) as i32),
-            abi::STORE_FILE => self.stores.push(a.get64(at::STORE_HANDLE)),
+            abi::STORE_ADD => self.stores.push(a.get64(at::STORE_HANDLE)),
             abi::SNAPSHOT_CREATE => {
                 let mut id = [0; 16];
                 id.copy_from_slice(&a.bytes[at::ID..at::ID + 16]);

@@ -1,4 +1,4 @@
-//! VERSION, TRACK, UNTRACK, the lists, STORE_FILE.
+//! VERSION, TRACK, UNTRACK, the lists, STORE_ADD.
 
 use crate::calls::*;
 use crate::runner::Checks;
@@ -8,7 +8,7 @@ use bdsnap_tests::abi::at;
 use bdsnap_tests::sys;
 use bdsnap_tests::sys::Open;
 use libc::{
-    E2BIG, EBADF, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENOSPC, ENXIO, EOPNOTSUPP,
+    E2BIG, EBADF, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENOMEM, ENOSPC, ENXIO, EOPNOTSUPP,
 };
 use std::fs;
 use std::fs::File;
@@ -196,11 +196,73 @@ impl Checks {
         }
     }
 
+    /// Portions that are no files.
+    fn other_stores(&mut self) {
+        let memory = abi::STORE_ADD.arg().u32(at::STORE_KIND, abi::KIND_MEMORY);
+        for (length, errors) in [
+            (0, EINVAL),
+            (1, EINVAL),
+            (4095, EINVAL),
+            (1 << 50, ENOMEM),
+            (u64::MAX, ENOMEM),
+        ] {
+            let what = format!("memory of {length} bytes");
+            let a = memory.clone().u64(at::STORE_LENGTH, length);
+            self.expect(&what, &a, &[errors]);
+        }
+        let some = memory.u64(at::STORE_LENGTH, 4096);
+        for (what, field) in [
+            ("fd", at::STORE_FD),
+            ("major", at::STORE_MAJOR),
+            ("extents", at::STORE_EXTENTS),
+        ] {
+            let what = format!("memory with {what} 1");
+            self.expect(&what, &some.clone().u32(field, 1), &[EINVAL]);
+        }
+        let device = abi::STORE_ADD
+            .arg()
+            .u32(at::STORE_KIND, abi::KIND_DEVICE)
+            .u32(at::STORE_MAJOR, self.dev.0)
+            .u32(at::STORE_MINOR, self.dev.1);
+        let a = device.clone().u32(at::STORE_MAJOR, 4000);
+        self.expect("a device that isn't there", &a, &[ENXIO, ENODEV]);
+        let a = device.clone().u32(at::STORE_MAJOR, 1 << 12);
+        self.expect("an impossible device", &a, &[EINVAL]);
+        let a = device.clone().u64(at::STORE_BUFFER, 4096);
+        self.expect("a device with a buffer", &a, &[EINVAL]);
+        let out = self.expect("an origin", &device, &[EBUSY]);
+        self.ensure(
+            "its cause is STORE_BUSY (22)",
+            out.get32(at::STORE_CAUSE) == 22,
+        );
+        let other = device
+            .u32(at::STORE_MAJOR, self.other.0)
+            .u32(at::STORE_MINOR, self.other.1);
+        for (offset, length) in [
+            (512, 4096),
+            (0, 512),
+            (0, 1 << 50),
+            (1 << 50, 0),
+            (1 << 50, 4096),
+            (u64::MAX - 4095, 4096),
+            (4096, u64::MAX - 4095),
+        ] {
+            let a = other.clone().u64(at::STORE_OFFSET, offset);
+            let a = a.u64(at::STORE_LENGTH, length);
+            let out = self.expect(&format!("{length} bytes at {offset}"), &a, &[EINVAL]);
+            self.ensure(
+                "its cause is STORE_RANGE or _SMALL",
+                [26, 25].contains(&out.get32(at::STORE_CAUSE)),
+            );
+        }
+    }
+
     pub fn store(&mut self, w: &Where, tmpfs: &str) -> Result<(), String> {
         let file = store_file(&w.store_dir, "abifuzz.store", w.store_size)?;
         let mut room = vec![0u8; 4096 * abi::FIEMAP_EXTENT as usize];
-        let good = abi::STORE_FILE
+        let good = abi::STORE_ADD
             .arg()
+            .u32(at::STORE_KIND, abi::KIND_FILE)
             .u32(at::STORE_FD, file.as_raw_fd() as u32)
             .u64(at::STORE_BUFFER, room.as_mut_ptr() as u64)
             .u32(at::STORE_EXTENTS, 4096);
@@ -214,6 +276,31 @@ impl Checks {
             out.get32(at::STORE_CAUSE) == 20,
         );
         let _ = fs::remove_file(format!("{tmpfs}/abifuzz.ram"));
+        for kind in [0, 4, u32::MAX] {
+            let what = format!("kind {kind}");
+            self.expect(&what, &good.clone().u32(at::STORE_KIND, kind), &[EINVAL]);
+        }
+        for (what, field) in [
+            ("major", at::STORE_MAJOR),
+            ("minor", at::STORE_MINOR),
+            ("reserved", at::STORE_RESERVED),
+        ] {
+            let what = format!("a file with {what} 1");
+            self.expect(&what, &good.clone().u32(field, 1), &[EINVAL]);
+        }
+        for (what, field) in [("offset", at::STORE_OFFSET), ("length", at::STORE_LENGTH)] {
+            let what = format!("a file with {what} 4096");
+            self.expect(&what, &good.clone().u64(field, 4096), &[EINVAL]);
+        }
+        for handle in [1 << 40, u64::MAX] {
+            let what = format!("store {handle}");
+            self.expect(
+                &what,
+                &good.clone().u64(at::STORE_HANDLE, handle),
+                &[ENOENT],
+            );
+        }
+        self.other_stores();
         for fd in [-1i32, -2, i32::MIN, i32::MAX, 999] {
             self.expect(
                 &format!("fd {fd}"),

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Portions of a store: the extents of a file, a range of a device, memory.
+
+use crate::kapi::abi;
+use crate::kapi::abi::Refused;
+use crate::kapi::bdev::BlockDevice;
+use crate::kapi::bdev::Dev;
+use crate::kapi::bdev::DiskId;
+use crate::kapi::file::BlockFile;
+use crate::kapi::file::PinnedFile;
+use crate::kapi::pages::Pages;
+use bdsnap_logic::extent;
+use bdsnap_logic::extent::Piece;
+use bdsnap_logic::extent::RawExtent;
+use bdsnap_logic::extent::Refusal;
+use bdsnap_logic::fill;
+use bdsnap_logic::units::Sectors;
+use bdsnap_logic::units::Span;
+use bdsnap_logic::units::SECTOR_SHIFT;
+use kernel::prelude::*;
+
+/// File systems whose files may be used by their blocks.
+const FILE_SYSTEMS: [&CStr; 2] = [c"ext4", c"xfs"];
+
+/// Where a portion is.
+pub(super) enum Medium {
+    /// On a device.
+    Device {
+        /// The device.
+        device: BlockDevice,
+        /// Its sectors that are the portion's own.
+        spans: KVVec<Span<Sectors>>,
+        /// Keeps the blocks where they are; None: it is a range of the device.
+        file: Option<PinnedFile>,
+    },
+    /// In memory.
+    Memory(Pages),
+}
+
+/// A portion.
+pub(super) struct Portion {
+    /// Where it is.
+    pub(super) medium: Medium,
+    /// Its slots' places: on the device, or in bytes of memory as if they were sectors.
+    pub(super) pieces: KVVec<Piece>,
+    /// How many extents were mapped.
+    pub(super) extents: u32,
+}
+
+impl Portion {
+    /// Of the file `fd`. `buffer` is a user's, with room for `room` `struct fiemap_extent`; `shift`
+    /// is sectors in a granule. Sleeps.
+    pub(super) fn of_file(fd: i32, shift: u32, buffer: u64, room: u32) -> Result<Self, Refused> {
+        let file = BlockFile::get(fd).map_err(|e| {
+            let cause = if e == EBADF {
+                0
+            } else {
+                abi::BDSNAP_CAUSE_STORE_FILE
+            };
+            Refused::new(e, cause)
+        })?;
+        let allowed = FILE_SYSTEMS.iter().any(|fs| file.is_on(fs)) && !file.is_realtime();
+        if !allowed {
+            return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_STORE_FS));
+        }
+        let device = file
+            .device()
+            .map_err(|_| Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_STORE_FS))?;
+        let pinned = file.pin().map_err(|e| {
+            let cause = if e == EBUSY {
+                abi::BDSNAP_CAUSE_STORE_BUSY
+            } else {
+                0
+            };
+            Refused::new(e, cause)
+        })?;
+        let len = pinned.len();
+        if len == 0 {
+            return Err(Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_SMALL));
+        }
+        let mapped = pinned.fiemap(len, buffer, room)?;
+        let mut extents = read_extents(buffer, mapped)?;
+        let device_len = device.sectors() << SECTOR_SHIFT;
+        extent::check(&mut extents, len, device_len, device.logical_block())
+            .map_err(|refusal| refused(refusal, mapped == room))?;
+        let spans = spans_of(&extents)?;
+        trim(&mut extents, device.start_sector(), shift);
+        let pieces = pieces_of(&extents, shift)?;
+        Self {
+            medium: Medium::Device {
+                device,
+                spans,
+                file: Some(pinned),
+            },
+            pieces,
+            extents: mapped,
+        }
+        .checked()
+    }
+
+    /// Of `len` bytes of a device from byte `offset` on; `len` 0: to its end. Sleeps.
+    pub(super) fn of_device(dev: Dev, shift: u32, offset: u64, len: u64) -> Result<Self, Refused> {
+        let refused = |e| match e {
+            EBUSY => Refused::new(e, abi::BDSNAP_CAUSE_STORE_BUSY),
+            EROFS | EACCES | EPERM => Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_STORE_DEVICE),
+            e => e.into(),
+        };
+        let device = BlockDevice::claim(dev).map_err(refused)?;
+        if device.is_zoned() || device.is_read_only() {
+            return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_STORE_DEVICE));
+        }
+        let all = device.sectors() << SECTOR_SHIFT;
+        let granule = 1u64 << (shift + SECTOR_SHIFT);
+        let len = match len {
+            // (offset is in the range where it is checked)
+            0 => all.saturating_sub(offset) & !(granule - 1),
+            len => len,
+        };
+        let range_ok = offset.checked_add(len).is_some_and(|end| end <= all)
+            && (offset | len) & (granule - 1) == 0;
+        let span = Span::from_bytes_exact(offset, len).filter(|_| range_ok);
+        let span = span.ok_or(Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_RANGE))?;
+        let mut extents = [RawExtent {
+            logical: 0,
+            physical: offset,
+            length: len,
+            flags: 0,
+        }];
+        trim(&mut extents, device.start_sector(), shift);
+        let pieces = pieces_of(&extents, shift)?;
+        let mut spans = KVVec::with_capacity(1, GFP_KERNEL)?;
+        spans.push(span, GFP_KERNEL)?;
+        Self {
+            medium: Medium::Device {
+                device,
+                spans,
+                file: None,
+            },
+            pieces,
+            extents: 0,
+        }
+        .checked()
+    }
+
+    /// Of `len` bytes of memory. Sleeps.
+    pub(super) fn of_memory(shift: u32, len: u64) -> Result<Self, Refused> {
+        let granule = 1u64 << (shift + SECTOR_SHIFT);
+        let len = len & !(granule - 1);
+        if len == 0 {
+            return Err(Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_SMALL));
+        }
+        let memory =
+            Pages::new(len).map_err(|_| Refused::new(ENOMEM, abi::BDSNAP_CAUSE_STORE_MEMORY))?;
+        let extents = [RawExtent {
+            logical: 0,
+            physical: 0,
+            length: len,
+            flags: 0,
+        }];
+        let pieces = pieces_of(&extents, shift)?;
+        Self {
+            medium: Medium::Memory(memory),
+            pieces,
+            extents: 0,
+        }
+        .checked()
+    }
+
+    /// If it has a slot, and no more than can be counted.
+    fn checked(self) -> Result<Self, Refused> {
+        match self.slots() {
+            0 => Err(Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_SMALL)),
+            n if n > fill::PORTION_SLOTS => Err(EINVAL.into()),
+            _ => Ok(self),
+        }
+    }
+
+    /// How many slots it has.
+    pub(super) fn slots(&self) -> u64 {
+        extent::total(&self.pieces)
+    }
+
+    /// Its device; None: it is memory.
+    pub(super) fn device(&self) -> Option<&BlockDevice> {
+        match &self.medium {
+            Medium::Device { device, .. } => Some(device),
+            Medium::Memory(_) => None,
+        }
+    }
+
+    /// Whether a file system gave it its blocks.
+    pub(super) fn is_file(&self) -> bool {
+        matches!(&self.medium, Medium::Device { file: Some(_), .. })
+    }
+
+    /// The disk that it is on, and its sectors there. None: it is memory.
+    pub(super) fn on_disk(&self) -> Option<(DiskId, impl Iterator<Item = Span<Sectors>> + '_)> {
+        let Medium::Device { device, spans, .. } = &self.medium else {
+            return None;
+        };
+        let start = device.start_sector();
+        let on_disk = move |span: &Span<Sectors>| {
+            let first = start.checked_add(span.start())?;
+            Span::of_len(first, span.len())
+        };
+        Some((device.disk(), spans.iter().filter_map(on_disk)))
+    }
+}
+
+/// Copies the mapping in, once.
+fn read_extents(buffer: u64, count: u32) -> Result<KVVec<RawExtent>> {
+    let user = abi::read_array::<abi::fiemap_extent>(buffer, count as usize)?;
+    let mut extents = KVVec::with_capacity(user.len(), GFP_KERNEL)?;
+    for e in user.iter() {
+        let raw = RawExtent {
+            logical: e.fe_logical,
+            physical: e.fe_physical,
+            length: e.fe_length,
+            flags: e.fe_flags,
+        };
+        extents.push(raw, GFP_KERNEL)?;
+    }
+    Ok(extents)
+}
+
+/// The sectors of a checked list of extents.
+fn spans_of(extents: &[RawExtent]) -> Result<KVVec<Span<Sectors>>> {
+    let mut spans = KVVec::with_capacity(extents.len(), GFP_KERNEL)?;
+    for e in extents {
+        let span = Span::from_bytes_exact(e.physical, e.length).ok_or(EINVAL)?;
+        spans.push(span, GFP_KERNEL)?;
+    }
+    Ok(spans)
+}
+
+/// Takes a granule off both ends of extents that don't consist of whole granules, of the device or
+/// of the disk (`start` is where the device begins there): what is written to the store must only
+/// touch granules that are the store's alone, of whatever origin.
+fn trim(extents: &mut [RawExtent], start: u64, shift: u32) {
+    let granule = 1u64 << (shift + SECTOR_SHIFT);
+    let offset = (start << SECTOR_SHIFT) % granule;
+    for e in extents {
+        if offset == 0 && e.physical % granule == 0 && e.length % granule == 0 {
+            continue;
+        }
+        e.physical = e.physical.saturating_add(granule);
+        e.length = e.length.saturating_sub(2 * granule);
+    }
+}
+
+/// The pieces of a checked list of extents.
+fn pieces_of(extents: &[RawExtent], shift: u32) -> Result<KVVec<Piece>> {
+    let mut pieces: KVVec<Piece> = KVVec::with_capacity(extents.len(), GFP_KERNEL)?;
+    for e in extents {
+        let Some(piece) = extent::piece(e, shift, extent::total(&pieces)) else {
+            continue;
+        };
+        match pieces.last_mut() {
+            Some(last) => match extent::join(last, &piece, shift) {
+                Some(joined) => *last = joined,
+                None => pieces.push(piece, GFP_KERNEL)?,
+            },
+            None => pieces.push(piece, GFP_KERNEL)?,
+        }
+    }
+    Ok(pieces)
+}
+
+/// What a refused list of extents means for the user.
+fn refused(refusal: Refusal, buffer_full: bool) -> Refused {
+    let fragmented = matches!(refusal, Refusal::TooMany)
+        || (buffer_full && matches!(refusal, Refusal::Unfinished | Refusal::Short));
+    if fragmented {
+        Refused::new(ENOSPC, abi::BDSNAP_CAUSE_STORE_FRAGMENTED)
+    } else {
+        Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_EXTENTS)
+    }
+}

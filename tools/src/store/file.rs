@@ -1,0 +1,242 @@
+//! The file of a store.
+
+use super::MIN_SIZE;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::Result;
+use crate::size::human;
+use rustix::fd::AsFd;
+use rustix::fs::FallocateFlags;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use std::fs;
+use std::fs::File;
+use std::path::Path;
+use std::path::PathBuf;
+
+/// The least that is taken where no size is given, bytes.
+const DEFAULT_MIN: u64 = 64 << 20;
+/// Where a store goes if the origins have no fit file system of their own.
+const DEFAULT_DIR: &str = "/var/lib/bdsnap";
+
+/// A file made for a store: fallocated, written back, about to be handed to the kernel.
+#[derive(Debug)]
+pub struct StoreFile {
+    /// The file, open for reading and writing.
+    pub file: File,
+    /// Where it is: for messages. Its directory, where it has no name.
+    pub place: PathBuf,
+    /// Bytes.
+    pub size: u64,
+    /// Its name, to be taken away before the kernel holds the file: then it can't be any more.
+    name: Option<PathBuf>,
+}
+
+impl StoreFile {
+    /// Takes its name away, if it has one; the open file keeps the blocks.
+    pub fn unname(&mut self) -> Result<()> {
+        match self.name.take() {
+            Some(name) => fs::remove_file(&name)
+                .map_err(|e| Error::io(format!("store: can't unlink {}", name.display()), e)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for StoreFile {
+    /// Takes the name away, where nothing came of it.
+    fn drop(&mut self) {
+        let _ = self.unname();
+    }
+}
+
+/// What `fstatfs` says of a file system that matters here.
+struct FsInfo {
+    name: &'static str,
+    fit: bool,
+    size: u64,
+    available: u64,
+}
+
+/// Looks at the file system that `fd` is on.
+fn fs_info(fd: impl AsFd) -> Result<FsInfo> {
+    let stat = rustix::fs::fstatfs(fd).map_err(|e| Error::io("can't look at a file system", e))?;
+    let (name, fit) = match stat.f_type as u64 & 0xffff_ffff {
+        0xef53 => ("ext4", true),
+        0x5846_5342 => ("xfs", true),
+        0x9123_683e => ("btrfs", false),
+        0x0102_1994 => ("tmpfs", false),
+        0x794c_7630 => ("overlayfs", false),
+        0x8584_58f6 => ("ramfs", false),
+        0x2fc1_2fc1 => ("zfs", false),
+        0x4d44 => ("vfat", false),
+        0x6969 => ("nfs", false),
+        0xf2f5_2010 => ("f2fs", false),
+        _ => ("this kind of file system", false),
+    };
+    let unit = stat.f_bsize as u64;
+    Ok(FsInfo {
+        name,
+        fit,
+        size: stat.f_blocks.saturating_mul(unit),
+        available: stat.f_bavail.saturating_mul(unit),
+    })
+}
+
+/// Opens a directory, for its file system.
+fn open_dir(path: &Path) -> Result<rustix::fd::OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|e| Error::io(format!("store: can't open {}", path.display()), e))
+}
+
+/// How large a store for `origins` bytes of origins shall be on a file system of `size` bytes
+/// with `available` bytes free: 10 % of the origins and at least 64 MiB, but no more than the
+/// origins have, and 5 % of the file system stay free. `None`: too little room.
+fn default_size(origins: u64, size: u64, available: u64) -> Option<u64> {
+    let wanted = (origins / 10).max(DEFAULT_MIN).min(origins.max(MIN_SIZE));
+    let room = available.saturating_sub(size / 20);
+    let bytes = wanted.min(room) & !(MIN_SIZE - 1);
+    // Half of what is wanted is better than none; less would only be full at once.
+    (bytes >= MIN_SIZE && bytes >= wanted.min(DEFAULT_MIN) / 2).then_some(bytes)
+}
+
+/// Makes a file of `size` bytes at `path`, a directory or a new file; [`None`]: as large as
+/// [`default_size`] says for `origins` bytes of origins. Nothing is left behind when it fails.
+pub fn make(path: &Path, size: Option<u64>, origins: u64) -> Result<StoreFile> {
+    let shown = path.display();
+    let is_dir = match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => true,
+        Ok(_) => {
+            return Err(Error::usage(format!("store: {shown} exists already"))
+                .code("store-exists")
+                .hint("name a directory or a new file"))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(Error::io(format!("store: {shown}"), e)),
+    };
+    let dir = match path.parent() {
+        _ if is_dir => path,
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let dir_fd = open_dir(dir)?;
+    let info = fs_info(&dir_fd)?;
+    if !info.fit {
+        return Err(Error::unsupported(format!(
+            "store: {shown} is on {}, whose blocks can't serve as a store",
+            info.name
+        ))
+        .code("store-filesystem")
+        .hint("put the store on ext4 or XFS: --store file:PATH"));
+    }
+    let size = match size {
+        Some(size) => size,
+        None => default_size(origins, info.size, info.available)
+            .ok_or_else(|| no_space(path, DEFAULT_MIN.min(origins), info.available))?,
+    };
+    let base = OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    let opened = if is_dir {
+        rustix::fs::open(path, base | OFlags::TMPFILE, mode)
+    } else {
+        rustix::fs::open(
+            path,
+            base | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW,
+            mode,
+        )
+    };
+    let fd = opened.map_err(|e| Error::io(format!("store: can't make a file at {shown}"), e))?;
+    let store = StoreFile {
+        file: File::from(fd),
+        place: path.to_owned(),
+        size,
+        name: (!is_dir).then(|| path.to_owned()),
+    };
+    rustix::fs::fallocate(&store.file, FallocateFlags::empty(), 0, size).map_err(|e| match e {
+        Errno::NOSPC | Errno::FBIG => no_space(path, size, info.available),
+        Errno::OPNOTSUPP => {
+            Error::unsupported(format!("store: {shown}: fallocate is not supported"))
+                .code("store-filesystem")
+        }
+        e => Error::io(
+            format!("store: can't allocate {} at {shown}", human(size)),
+            e,
+        ),
+    })?;
+    store
+        .file
+        .sync_all()
+        .map_err(|e| Error::io(format!("store: can't write back {shown}"), e))?;
+    Ok(store)
+}
+
+fn no_space(path: &Path, size: u64, available: u64) -> Error {
+    Error::new(
+        Kind::Failed,
+        format!(
+            "store: no room for {} at {} ({} free)",
+            human(size),
+            path.display(),
+            human(available)
+        ),
+    )
+    .code("no-space")
+    .hint("put the store elsewhere: --store file:PATH[,size=SIZE]")
+}
+
+/// Makes a store in a sensible place: on one of `own` (mount points of the origins' own file
+/// systems) where that is ext4 or XFS, the one with the most space free first, or else in
+/// /var/lib/bdsnap.
+pub fn make_default(own: &[PathBuf], origins: u64) -> Result<StoreFile> {
+    let free = |path: &PathBuf| {
+        let info = open_dir(path).and_then(|fd| fs_info(&fd)).ok()?;
+        info.fit.then_some((info.available, path.clone()))
+    };
+    let mut places: Vec<(u64, PathBuf)> = own.iter().filter_map(free).collect();
+    places.sort();
+    let mut last = None;
+    let common = std::iter::once_with(|| {
+        // Nothing to say if this fails: opening it will.
+        let _ = fs::create_dir_all(DEFAULT_DIR);
+        PathBuf::from(DEFAULT_DIR)
+    });
+    for path in places.into_iter().rev().map(|(_, path)| path).chain(common) {
+        match make(&path, None, origins) {
+            Ok(store) => return Ok(store),
+            Err(e) => last = Some(e),
+        }
+    }
+    Err(last.unwrap_or_else(|| Error::failed("no place for a store")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_sizes() {
+        let (mib, gib) = (1 << 20, 1 << 30);
+        assert_eq!(
+            default_size(100 * gib, 1000 * gib, 500 * gib),
+            Some(10 * gib)
+        );
+        assert_eq!(default_size(gib / 4, 1000 * gib, 500 * gib), Some(64 * mib));
+        assert_eq!(
+            default_size(16 * mib, 1000 * gib, 500 * gib),
+            Some(16 * mib)
+        );
+        assert_eq!(default_size(100 * gib, 100 * gib, 11 * gib), Some(6 * gib));
+        assert_eq!(default_size(100 * gib, 100 * gib, 5 * gib), None);
+    }
+
+    #[test]
+    fn bad_places() {
+        let exists = tempfile::NamedTempFile::new().unwrap();
+        let made = |path: &str| make(Path::new(path), Some(MIN_SIZE), 0).unwrap_err();
+        assert_eq!(made(exists.path().to_str().unwrap()).code, "store-exists");
+        assert_eq!(made("/nonexistent/x/y").kind.exit_code(), 8);
+        assert_eq!(made("/proc").kind.exit_code(), 6);
+    }
+}
