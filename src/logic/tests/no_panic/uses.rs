@@ -55,7 +55,9 @@ pub fn units(n: &[u64; 4], shift: u32, f: &mut fmt::Formatter<'_>) -> fmt::Resul
 
 #[inline(never)]
 pub fn fill(lanes: &[(u64, u64)], portion: usize, at: u64) -> Option<(usize, u64)> {
-    let fills = lanes.iter().map(|&(used, total)| fill::Fill { used, total });
+    let fills = lanes
+        .iter()
+        .map(|&(used, total)| fill::Fill { used, total });
     let index = fill::emptiest(fills)?;
     Some(fill::place(fill::slot(portion.wrapping_add(index), at)?))
 }
