@@ -18,6 +18,7 @@ use std::path::PathBuf;
 Example:
   bdsnap snapshot create /dev/vdb1 /dev/vdc
   bdsnap --json snapshot create /dev/vg/db --store file:/var/lib/bdsnap,size=4G --hooks /etc/bdsnap
+  bdsnap snapshot create /dev/vdb --store mem:512M --store dev:/dev/vdd --store file:/var/lib/bdsnap,size=2G
 
 Hooks get pre-freeze or post-thaw as argument, and BDSNAP_DEVICES, BDSNAP_STAGE and (post-thaw)
 BDSNAP_RESULT (ok or failed) in the environment. One that fails before the freeze ends the attempt;
