@@ -25,8 +25,12 @@ abi_constants! {
     MAX_DEVICES = "BDSNAP_MAX_DEVICES": u32 = 64;
     /// File systems frozen in one call.
     MAX_FREEZE = "BDSNAP_MAX_FREEZE": u32 = 128;
-    /// Extents in one store.
+    /// Extents in one portion of a store.
     MAX_EXTENTS = "BDSNAP_MAX_EXTENTS": u32 = 65536;
+    /// Portions in one store: ENOSPC.
+    MAX_PORTIONS = "BDSNAP_MAX_PORTIONS": u32 = 1024;
+    /// Devices in one store, memory is one: ENOSPC.
+    MAX_LANES = "BDSNAP_MAX_LANES": u32 = 16;
     /// Ranges in one MARK.
     MAX_RANGES = "BDSNAP_MAX_RANGES": u32 = 65536;
     /// CBT block, a power of two.
