@@ -45,6 +45,9 @@
 #define BDSNAP_MAX_EXTENTS		65536u	/* extents in one portion of a store */
 #define BDSNAP_MAX_PORTIONS		1024u	/* in one store: ENOSPC */
 #define BDSNAP_MAX_LANES		16u	/* devices in one store, memory is one: ENOSPC */
+#define BDSNAP_MAX_NOTE			4096u	/* bytes in the note of a snapshot */
+#define BDSNAP_MAX_MEMORY		(1ull << 39)	/* bytes in one portion */
+#define BDSNAP_FREE_UNIT		65536u	/* bytes; free space counts in such, whole and aligned */
 #define BDSNAP_MAX_RANGES		65536u	/* ranges in one MARK */
 #define BDSNAP_BLOCK_SIZE_MIN		4096u	/* CBT block, a power of two */
 #define BDSNAP_BLOCK_SIZE_DEFAULT	65536u
@@ -56,6 +59,9 @@
 #define BDSNAP_TIMEOUT_MAX_MS		60000u
 #define BDSNAP_STALL_MS			20000u	/* a store that takes nothing for so long, while writes to
 						   the origin wait for it, is given up */
+#define BDSNAP_PORTION_MS		10000u	/* writes wait so long at least for a portion of a store that may
+						   grow, while somebody serves (SERVE) */
+#define BDSNAP_HOLD_MAX_MS		600000u	/* the longest `hold_ms` */
 #define BDSNAP_MAX_EVENTS		256u	/* kept for a reader that is late; older ones are lost */
 #define BDSNAP_NAME_LEN			32	/* device names, with their NUL */
 
@@ -90,6 +96,8 @@ enum bdsnap_cause {
 	BDSNAP_CAUSE_STORE_RANGE = 26,	/* not inside the device, or not made of granules: EINVAL */
 	BDSNAP_CAUSE_STORE_DEVICE = 27,	/* can't serve: zoned, read-only, or an image: EOPNOTSUPP */
 	BDSNAP_CAUSE_STORE_MEMORY = 28,	/* so much memory is not free: ENOMEM */
+	BDSNAP_CAUSE_STORE_NEEDED = 29,	/* snapshots still need what its blocks hold: EBUSY */
+	BDSNAP_CAUSE_STORE_LIMIT = 35,	/* more than the store may have: ENOSPC */
 	/* at snapshot creation: `fail_index` names the device or file system */
 	BDSNAP_CAUSE_FREEZE = 30,	/* a file system could not be frozen */
 	BDSNAP_CAUSE_FREEZE_TIMEOUT = 31, /* ETIMEDOUT */
@@ -199,10 +207,15 @@ struct bdsnap_origin_info {
 };
 
 /*
- * BDSNAP_IOC_STORE_ADD: make a portion of a snapstore, for the next
- * SNAPSHOT_CREATE through this open file of BDSNAP_DEVICE: of a new store, or
- * one more of a store made through it before. All portions of a store are used
- * side by side, device by device, each as far as the others.
+ * BDSNAP_IOC_STORE_ADD: make a portion of a snapstore: of a new store for the
+ * next SNAPSHOT_CREATE through this open file of BDSNAP_DEVICE, one more of a
+ * store made through it before, or one more of the store of a snapshot that
+ * may grow (`snapshot`, with `store` 0; whoever made it). All portions of a
+ * store are used side by side, device by device, each as far as the others.
+ *
+ * Blocks of a portion for a snapshot that lie on an origin and whose content
+ * some snapshot still needs (of a file deleted since, say) are left alone: they
+ * count for the limit, and not for the capacity.
  *
  * FILE: the blocks of a file. It must be regular, opened for writing,
  * fallocated without holes, on ext4 or XFS (data on one plain device). It is
@@ -218,10 +231,14 @@ struct bdsnap_origin_info {
  * `offset` and `length` are made of whole granules, but for a length of 0: up
  * to the end.
  *
- * MEMORY: `length` bytes of memory, taken at once.
+ * The first MiB of the device stays unused, so that nobody takes it for a
+ * second one of an origin's file system.
+ *
+ * MEMORY: `length` bytes of memory, up to BDSNAP_MAX_MEMORY, taken at once. A
+ * tenth of the machine's memory must remain available.
  *
  * Fields that the kind doesn't use are 0. ENOENT: no such store of this open
- * file. ENOSPC: BDSNAP_MAX_PORTIONS or _LANES are reached. ENOMEM: also where
+ * file, no such snapshot. ENOSPC: BDSNAP_MAX_PORTIONS or _LANES are reached. ENOMEM: also where
  * so much memory is not free. Others: see `cause`.
  */
 enum bdsnap_store_kind {
@@ -245,6 +262,17 @@ struct bdsnap_store_add {
 	__u64 capacity;		/* out: bytes, whole granules, of the store by now */
 	__u32 cause;		/* out */
 	__u32 reserved;		/* in: 0 */
+	__u8 snapshot[16];	/* in: the snapshot whose store is to grow; else zero */
+};
+
+/*
+ * BDSNAP_IOC_STORE_DROP: give back a store that has no snapshot. ENOENT: no
+ * such store of this open file.
+ */
+struct bdsnap_store_drop {
+	__u32 size;
+	__u32 flags;		/* in: 0 */
+	__u64 store;		/* in */
 };
 
 /* One origin of a snapshot to be. */
@@ -271,6 +299,17 @@ struct bdsnap_snapshot_device {
  * drained, all switch, and everything opens again. On any failure everything
  * is rolled back and thawed, `cause` and `fail_index` tell the reason, and
  * the store remains usable. On success the store belongs to the snapshot.
+ *
+ * A store with a `store_limit` may grow: when what is left won't last for long
+ * at the rate at which it is used, BDSNAP_EVENT_LOW is posted and the list of
+ * snapshots says how much is wanted (`store_wanted`), until STORE_ADD brings
+ * it. What is kept back by then is for the metadata of file systems, so that
+ * portions can be allocated on the origin itself; other writes that need a copy
+ * wait: `hold_ms`, and while the store may grow and somebody serves, at least
+ * BDSNAP_PORTION_MS. Then all is used up, and the snapshot fails with cause
+ * STORE_FULL. (While a cut freezes an origin its writes wait for no portion.)
+ * The store's end is told by BDSNAP_EVENT_DELETED; its files are given back by
+ * the kernel.
  * ENOENT: an origin is not tracked, no such store. EBUSY/ETIMEDOUT: see
  * `cause`. EEXIST: an origin is named twice. ENOSPC: a limit. ENOMEM.
  */
@@ -290,6 +329,11 @@ struct bdsnap_snapshot_create {
 	__u64 created_ns;	/* out: CLOCK_REALTIME at the cut */
 	__u64 freeze_ns;	/* out: first freeze begun to last thaw done */
 	__u64 gate_ns;		/* out: first gate closed to all gates open */
+	__u64 store_limit;	/* in: bytes of portions; 0: the store stays as it is. EINVAL: below that */
+	__u64 store_portion;	/* in: bytes that are asked for at a time, at least; 0 without a limit */
+	__u64 note;		/* in: note_len bytes that the kernel keeps with the snapshot */
+	__u32 note_len;		/* in: up to BDSNAP_MAX_NOTE */
+	__u32 hold_ms;		/* in: writes wait so long for a portion when the store is full */
 };
 
 /*
@@ -304,6 +348,32 @@ struct bdsnap_snapshot_ref {
 	__u32 size;
 	__u32 flags;
 	__u8 id[16];
+};
+
+/*
+ * BDSNAP_IOC_SNAPSHOT_NOTE: read the note of a snapshot. It is for whoever
+ * serves its store. ENOENT: no such snapshot.
+ */
+struct bdsnap_snapshot_note {
+	__u32 size;
+	__u32 flags;		/* in: 0 */
+	__u8 id[16];
+	__u64 buffer;
+	__u32 length;		/* in: room; out: bytes of the note, of which as many as fit are there */
+	__u32 reserved;		/* in: 0 */
+};
+
+/*
+ * BDSNAP_IOC_SERVE: this open file of BDSNAP_DEVICE serves stores that may
+ * grow, until it is closed: writes may wait for a portion. EBUSY: another one
+ * does. What there is to do is in the list of snapshots (`store_wanted`).
+ */
+#define BDSNAP_SERVE_QUERY	(1u << 0)	/* only tell whether any does */
+struct bdsnap_serve {
+	__u32 size;
+	__u32 flags;
+	__u32 served;		/* out: 1: one does (this one, without QUERY) */
+	__u32 reserved;		/* in: 0 */
 };
 
 /* States of a snapshot and of its versions. */
@@ -327,7 +397,12 @@ struct bdsnap_snapshot_info {
 	__u32 kept;		/* 1: SNAPSHOT_KEEP was called */
 	__u32 store_major;	/* a device that holds the store; 0, 0: it is in memory */
 	__u32 store_minor;
-	__u32 reserved;
+	__u32 store_waiting;	/* 1: writes wait for a portion */
+	__u64 store_wanted;	/* bytes that a portion should have; 0: none is needed */
+	__u64 store_rate;	/* bytes used a second */
+	__u64 store_seconds;	/* until it is full at this rate, growing included; ~0: it isn't used */
+	__u32 hold_ms;		/* as in SNAPSHOT_CREATE */
+	__u32 note_len;		/* bytes of its note */
 };
 
 /* BDSNAP_IOC_LIST_VERSIONS: array of these, in the order of creation. */
@@ -348,6 +423,7 @@ struct bdsnap_version_info {
 	__u64 bytes_not_kept;	/* store extents: read as zeros */
 	__u32 openers;		/* of the image */
 	__u32 reserved;
+	__u64 bytes_free;	/* free at the cut (FREE): read as zeros */
 };
 
 /*
@@ -413,6 +489,30 @@ struct bdsnap_mark {
 };
 
 /*
+ * BDSNAP_IOC_RECORD: record all writes to an origin from now on, until this
+ * open file takes a snapshot of it or is closed. EBUSY: another open file has
+ * it recorded. ESTALE: its generation has ended.
+ *
+ * BDSNAP_IOC_FREE (struct bdsnap_mark): ranges of an origin that its file
+ * system said to be free after RECORD: the next snapshot that this open file
+ * takes of it does not keep them, but for what is written until the cut. They
+ * read as zeros in its image, for ever. Ranges are made of whole sectors;
+ * they count inwards, in whole BDSNAP_FREE_UNIT. EINVAL: a range is empty or ends past the
+ * device: then none counts. ENOENT: this open file does not have it recorded.
+ *
+ * This is safe for a file system that the snapshot freezes (all that a frozen
+ * one holds it has written by then) and that is not remounted in between, with
+ * ranges that FS_IOC_GETFSMAP reported as FMR_OWN_FREE, for ext4, and for XFS
+ * asked without CAP_SYS_ADMIN.
+ */
+struct bdsnap_record {
+	__u32 size;
+	__u32 flags;		/* in: 0 */
+	__u32 major;
+	__u32 minor;
+};
+
+/*
  * BDSNAP_IOC_EVENTS: a new file (close-on-exec) that delivers what happens
  * from now on. read(2) gives whole struct bdsnap_event, as many as fit
  * (EINVAL: not even one), and waits for the first unless the file is
@@ -436,6 +536,9 @@ enum bdsnap_event_type {
 	BDSNAP_EVENT_DAMAGED = 6,	/* the same: parts can't be read */
 	BDSNAP_EVENT_DELETED = 7,	/* a snapshot is gone: no origin */
 	BDSNAP_EVENT_LOST = 8,		/* `number` events were overwritten before they were read */
+	BDSNAP_EVENT_LOW = 9,		/* the store of a snapshot: at the rate of this origin's writes it
+					   will be full in `number` seconds, growing included; ~0: it
+					   is not known */
 };
 
 /* Fields that an event has nothing for are zero. */
@@ -449,7 +552,7 @@ struct bdsnap_event {
 	char name[BDSNAP_NAME_LEN];	/* its kernel name */
 	__u8 generation[16];
 	__u8 snapshot[16];		/* id */
-	__u64 number;			/* of the snapshot for this origin; LOST: see there */
+	__u64 number;			/* of the snapshot for this origin; LOST, LOW: see there */
 };
 
 #define BDSNAP_IOC_VERSION		_IOWR(BDSNAP_IOC_TYPE, 0x00, struct bdsnap_version)
@@ -457,13 +560,18 @@ struct bdsnap_event {
 #define BDSNAP_IOC_UNTRACK		_IOWR(BDSNAP_IOC_TYPE, 0x02, struct bdsnap_untrack)
 #define BDSNAP_IOC_LIST_ORIGINS		_IOWR(BDSNAP_IOC_TYPE, 0x03, struct bdsnap_list)
 #define BDSNAP_IOC_STORE_ADD		_IOWR(BDSNAP_IOC_TYPE, 0x10, struct bdsnap_store_add)
+#define BDSNAP_IOC_STORE_DROP		_IOWR(BDSNAP_IOC_TYPE, 0x11, struct bdsnap_store_drop)
 #define BDSNAP_IOC_SNAPSHOT_CREATE	_IOWR(BDSNAP_IOC_TYPE, 0x20, struct bdsnap_snapshot_create)
 #define BDSNAP_IOC_SNAPSHOT_KEEP	_IOWR(BDSNAP_IOC_TYPE, 0x21, struct bdsnap_snapshot_ref)
 #define BDSNAP_IOC_SNAPSHOT_DELETE	_IOWR(BDSNAP_IOC_TYPE, 0x22, struct bdsnap_snapshot_ref)
 #define BDSNAP_IOC_LIST_SNAPSHOTS	_IOWR(BDSNAP_IOC_TYPE, 0x23, struct bdsnap_list)
 #define BDSNAP_IOC_LIST_VERSIONS	_IOWR(BDSNAP_IOC_TYPE, 0x24, struct bdsnap_list)
+#define BDSNAP_IOC_SNAPSHOT_NOTE	_IOWR(BDSNAP_IOC_TYPE, 0x25, struct bdsnap_snapshot_note)
 #define BDSNAP_IOC_MAP_READ		_IOWR(BDSNAP_IOC_TYPE, 0x30, struct bdsnap_map_read)
 #define BDSNAP_IOC_MARK			_IOWR(BDSNAP_IOC_TYPE, 0x31, struct bdsnap_mark)
+#define BDSNAP_IOC_RECORD		_IOWR(BDSNAP_IOC_TYPE, 0x32, struct bdsnap_record)
+#define BDSNAP_IOC_FREE			_IOWR(BDSNAP_IOC_TYPE, 0x33, struct bdsnap_mark)
 #define BDSNAP_IOC_EVENTS		_IOWR(BDSNAP_IOC_TYPE, 0x40, struct bdsnap_events)
+#define BDSNAP_IOC_SERVE		_IOWR(BDSNAP_IOC_TYPE, 0x41, struct bdsnap_serve)
 
 #endif /* _UAPI_BDSNAP_H */

@@ -5,11 +5,14 @@
 use super::delete;
 use super::freeze::Freezer;
 use super::freeze::Frozen;
+use super::record;
 use super::Registry;
 use super::Snapshot;
 use super::Spare;
 use super::State;
 use crate::cow;
+use crate::cow::Free;
+use crate::cow::Recorder;
 use crate::cow::Version;
 use crate::cow::Versions;
 use crate::image::Image;
@@ -19,11 +22,13 @@ use crate::kapi::bdev::Dev;
 use crate::kapi::bdev::NAME_LEN;
 use crate::kapi::freeze::FileSystem;
 use crate::kapi::noio;
+use crate::kapi::pages::Pages;
 use crate::kapi::rcu::Retired;
 use crate::kapi::time;
 use crate::kapi::time::Deadline;
 use crate::kapi::trace;
 use crate::store::New;
+use crate::store::Policy;
 use crate::store::Source;
 use crate::store::Store;
 use crate::tracker::Tracker;
@@ -43,6 +48,8 @@ struct Candidate {
     version: Arc<Version>,
     /// The list that will be in force, with the version; taken at the switch.
     list: Option<KBox<Versions>>,
+    /// Whether what is free at the cut was recorded for it.
+    is_recorded: bool,
 }
 
 /// Times of a cut.
@@ -69,7 +76,6 @@ impl Registry {
     /// BDSNAP_IOC_STORE_ADD.
     pub(super) fn store_add(&self, session: u64, arg: usize) -> Result {
         let mut a = abi::read_arg::<abi::bdsnap_store_add>(arg)?;
-        let source = source(&a)?;
         let granules = abi::BDSNAP_GRANULE_MIN..=abi::BDSNAP_GRANULE_MAX;
         let granule_ok = a.granule.is_power_of_two() && granules.contains(&a.granule);
         if a.flags != 0 || a.reserved != 0 || !(granule_ok || a.granule == 0) {
@@ -77,9 +83,12 @@ impl Registry {
         }
         // A caller that can't be told gets nothing.
         abi::write_arg(arg, &a)?;
-        let mut state = self.state.lock();
         a.cause = 0;
-        let result = add_portion(&mut state, session, &mut a, source);
+        // Much memory takes its time: before others have to wait for us.
+        let result = source(&a).and_then(|source| {
+            let mut state = self.state.lock();
+            add_portion(&mut state, session, &mut a, source)
+        });
         if let Err(refused) = &result {
             a.cause = refused.cause;
         }
@@ -97,16 +106,23 @@ impl Registry {
         }
         limit(a.freeze_timeout_ms)?;
         limit(a.drain_timeout_ms)?;
+        let growth_ok = (a.store_limit == 0) == (a.store_portion == 0)
+            && i64::try_from(a.store_limit).is_ok()
+            && a.hold_ms <= abi::BDSNAP_HOLD_MAX_MS;
+        if !growth_ok || a.note_len > abi::BDSNAP_MAX_NOTE {
+            return Err(EINVAL);
+        }
         let mut devices =
             abi::read_array::<abi::bdsnap_snapshot_device>(a.devices, a.device_count as usize)?;
         let fds = abi::read_array::<i32>(a.freeze_fds, a.freeze_count as usize)?;
+        let note = abi::read_array::<u8>(a.note, a.note_len as usize)?;
         // A caller that can't be told gets nothing.
         abi::write_arg(arg, &a)?;
         abi::write_array(a.devices, &devices)?;
         let mut state = self.state.lock();
         state.reap();
         (a.cause, a.fail_index) = (0, 0);
-        let result = self.create(&mut state, session, &mut a, &mut devices, &fds);
+        let result = self.create(&mut state, session, &mut a, &mut devices, &fds, note);
         if let Err(refused) = &result {
             (a.cause, a.fail_index) = (refused.cause, refused.index);
         }
@@ -132,6 +148,7 @@ impl Registry {
         a: &mut abi::bdsnap_snapshot_create,
         devices: &mut [abi::bdsnap_snapshot_device],
         fds: &[i32],
+        note: KVVec<u8>,
     ) -> Result<(), Refused> {
         let place = state
             .spares
@@ -146,9 +163,14 @@ impl Registry {
             return Err(ENOSPC.into());
         }
         state.snapshots.reserve(1, GFP_KERNEL)?;
+        store.set_policy(Policy {
+            limit: a.store_limit,
+            portion: a.store_portion,
+            hold_ms: a.hold_ms,
+        })?;
         let id = abi::random_uuid();
         let trackers = self.origins(state, devices)?;
-        let made = self.create_of(state, a, &trackers, fds, &store, id);
+        let made = self.create_of(state, session, a, &trackers, fds, &store, id);
         let (candidates, times) = match made {
             Ok(made) => made,
             Err(refused) => {
@@ -164,6 +186,7 @@ impl Registry {
             images: KVec::new(),
             store,
             owner: Some(session),
+            note,
         };
         if let Err(e) = self.show(state, &mut snapshot, &candidates, devices) {
             // Those that have an image go with it, the others by themselves.
@@ -194,6 +217,7 @@ impl Registry {
     fn create_of(
         &self,
         state: &State,
+        session: u64,
         a: &abi::bdsnap_snapshot_create,
         trackers: &[Arc<Tracker>],
         fds: &[i32],
@@ -204,10 +228,16 @@ impl Registry {
         self.make_room(state, store)?;
         let mut candidates = KVec::with_capacity(trackers.len(), GFP_KERNEL)?;
         for (index, tracker) in trackers.iter().enumerate() {
-            let candidate = prepare(state, tracker, store, id).map_err(|r| r.of(index))?;
+            let free = record::free_of(tracker, session);
+            let candidate = prepare(state, tracker, store, id, free).map_err(|r| r.of(index))?;
             candidates.push(candidate, GFP_KERNEL)?;
         }
-        let times = self.cut(a, &mut candidates, &freezer)?;
+        wait_for_portions(trackers, limit(a.drain_timeout_ms)?)?;
+        let hurry = |on| trackers.iter().for_each(|t| t.lock_chain().hurried = on);
+        hurry(true);
+        let times = self.cut(a, &mut candidates, &freezer);
+        hurry(false);
+        let times = times?;
         // Whatever ended a generation before the cut may not have been in the versions' list then.
         let ended = candidates
             .iter()
@@ -273,8 +303,9 @@ impl Registry {
             if tracker.lock_chain().len() == 0 {
                 continue;
             }
-            for span in store.on_disk(tracker.disk()) {
-                if let Some(part) = range::in_origin(span, tracker.span()) {
+            let here = store.places().filter(|p| p.disk == tracker.disk());
+            for span in here.flat_map(|p| p.spans.iter()) {
+                if let Some(part) = range::in_origin(*span, tracker.span()) {
                     cow::settle(tracker, part)?;
                 }
             }
@@ -330,15 +361,18 @@ impl Registry {
     }
 }
 
-/// What a portion is to be made of. EINVAL: a kind that doesn't exist, or a field that its kind does
+/// What a portion is to be made of; memory is there then. EINVAL: a kind that doesn't exist, or a field that its kind does
 /// not use.
-fn source(a: &abi::bdsnap_store_add) -> Result<Source> {
+fn source(a: &abi::bdsnap_store_add) -> Result<Source, Refused> {
+    if a.store != 0 && a.snapshot != [0; 16] {
+        return Err(EINVAL.into());
+    }
     let no_file = a.fd == 0 && a.buffer == 0 && a.extent_count == 0;
     let no_device = (a.major, a.minor, a.offset) == (0, 0, 0);
     match a.kind {
         abi::BDSNAP_STORE_FILE if no_device && a.length == 0 => {
             if !(1..=abi::BDSNAP_MAX_EXTENTS).contains(&a.extent_count) {
-                return Err(EINVAL);
+                return Err(EINVAL.into());
             }
             Ok(Source::File {
                 fd: a.fd,
@@ -352,13 +386,23 @@ fn source(a: &abi::bdsnap_store_add) -> Result<Source> {
             length: a.length,
         }),
         abi::BDSNAP_STORE_MEMORY if no_file && no_device && a.length != 0 => {
-            Ok(Source::Memory { length: a.length })
+            let granule = u64::from(abi::BDSNAP_GRANULE_MAX);
+            match a.length & !(granule - 1) {
+                0 => Err(Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_SMALL)),
+                length if length > abi::BDSNAP_MAX_MEMORY => Err(EINVAL.into()),
+                length => match Pages::new(length) {
+                    Ok(pages) => Ok(Source::Memory(pages)),
+                    Err(EINTR) => Err(EINTR.into()),
+                    Err(e) => Err(Refused::new(e, abi::BDSNAP_CAUSE_STORE_MEMORY)),
+                },
+            }
         }
-        _ => Err(EINVAL),
+        _ => Err(EINVAL.into()),
     }
 }
 
-/// Adds a portion to a store of this session, or makes one of it; fills in what became of it.
+/// Adds a portion to a snapshot's store, or to one of this session, or makes one of it; fills in what
+/// became of it.
 fn add_portion(
     state: &mut State,
     session: u64,
@@ -366,7 +410,16 @@ fn add_portion(
     source: Source,
 ) -> Result<(), Refused> {
     let own = |s: &&Spare| s.handle == a.store && s.owner == session;
+    let is_live = a.snapshot != [0; 16];
+    let is_it = |s: &&Snapshot| is_live && s.id == a.snapshot;
     let store = match a.store {
+        _ if is_live => state
+            .snapshots
+            .iter()
+            .find(is_it)
+            .ok_or(ENOENT)?
+            .store
+            .clone(),
         0 => {
             let granule = match a.granule {
                 0 => abi::BDSNAP_GRANULE_DEFAULT,
@@ -381,8 +434,27 @@ fn add_portion(
     if a.granule != 0 && a.granule != granule {
         return Err(EINVAL.into());
     }
-    let extents = store.add(source, |new| fits(state, new))?;
-    if a.store == 0 {
+    state.places.retain(|p| !p.is_gone());
+    state.places.reserve(1, GFP_KERNEL)?;
+    let mut place = None;
+    let extents = store.add(source, |new| {
+        fits(state, new)?;
+        if is_live {
+            fits_live(state, &store, new)?;
+        }
+        place = new.place().cloned();
+        Ok(())
+    })?;
+    if let Some(place) = place {
+        // There is room: see above.
+        let _ = state.places.push_within_capacity(place);
+    }
+    if is_live {
+        // Who waits for it.
+        let snapshot = state.snapshots.iter().find(is_it);
+        let images = snapshot.iter().flat_map(|s| s.images.iter());
+        images.for_each(|i| i.tracker().kick());
+    } else if a.store == 0 {
         a.store = state.next_handle;
         state.next_handle += 1;
         let spare = Spare {
@@ -399,13 +471,64 @@ fn add_portion(
     Ok(())
 }
 
+/// Whether a portion may be added to a snapshot's store: not more than its limit; of its blocks, those
+/// that hold what some snapshot needs are left out. They stay as they are, since they are the
+/// portion's and nobody writes them.
+fn fits_live(state: &State, store: &Store, new: &mut New) -> Result<(), Refused> {
+    if new.bytes() > store.room() {
+        return Err(Refused::new(ENOSPC, abi::BDSNAP_CAUSE_STORE_LIMIT));
+    }
+    let device = new.device().map(|d| (d.disk(), d.logical_block()));
+    let Some((disk, logical)) = device else {
+        return Ok(());
+    };
+    let origins = || state.trackers.iter().filter(|t| t.disk() == disk);
+    // (An image is read in its origin's blocks.)
+    let too_large = |i: &crate::image::Image| logical > i.tracker().device.logical_block();
+    let mut snapshots = state.snapshots.iter();
+    let snapshot = snapshots.find(|s| core::ptr::eq(&*s.store, store));
+    if snapshot.is_some_and(|s| s.images.iter().any(too_large)) {
+        return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_BLOCK_SIZE));
+    }
+    new.retain(|span| {
+        let mut rest = span;
+        while !rest.is_empty() {
+            let mut part = Some(rest);
+            let mut end = rest.end();
+            for tracker in origins() {
+                end = part.map_or(end, |p| p.end());
+                part = part.and_then(|p| cow::unneeded(tracker, p));
+            }
+            if part.is_some() {
+                return part;
+            }
+            (_, rest) = rest.split_at(end);
+        }
+        None
+    })
+}
+
+/// Waits until no write to these origins waits for a portion of a store: none could come while they
+/// are frozen. ETIMEDOUT.
+fn wait_for_portions(trackers: &[Arc<Tracker>], ms: u32) -> Result<(), Refused> {
+    let deadline = Deadline::after_ms(ms);
+    for (index, tracker) in trackers.iter().enumerate() {
+        if !deadline.wait_until(|| !tracker.lock_chain().dry) {
+            let cause = abi::BDSNAP_CAUSE_DRAIN_TIMEOUT;
+            return Err(Refused::new(ETIMEDOUT, cause).of(index));
+        }
+    }
+    Ok(())
+}
+
 /// Whether a portion's blocks are nobody else's: not another store's, and not an origin's own, which
 /// they are only where the origin is more than the portion's device (a partition of it).
-fn fits(state: &State, new: &New<'_>) -> Result<(), Refused> {
+fn fits(state: &State, new: &New) -> Result<(), Refused> {
     let Some(device) = new.device() else {
         return Ok(());
     };
     let busy = Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_STORE_BUSY));
+    let spans = || new.place().into_iter().flat_map(|p| p.spans.iter());
     if state.image(device.dev()).is_some() {
         return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_STORE_DEVICE));
     }
@@ -418,13 +541,8 @@ fn fits(state: &State, new: &New<'_>) -> Result<(), Refused> {
             return busy;
         }
     }
-    for span in new.on_disk() {
-        if state
-            .stores()
-            .any(|s| s.on_disk(disk).any(|other| other.overlaps(span)))
-        {
-            return busy;
-        }
+    if spans().any(|span| state.places().any(|p| p.overlaps(disk, *span))) {
+        return busy;
     }
     Ok(())
 }
@@ -477,7 +595,9 @@ fn prepare(
     tracker: &Arc<Tracker>,
     store: &Arc<Store>,
     snapshot: [u8; 16],
+    free: Option<Arc<Free>>,
 ) -> Result<Candidate, Refused> {
+    let is_recorded = free.is_some();
     let logical = tracker.device.logical_block();
     // The last granule may be short, and images are read in the origin's blocks.
     if logical > 1 << (store.shift() + SECTOR_SHIFT) || store.logical_block() > logical {
@@ -485,13 +605,12 @@ fn prepare(
     }
     tracker.map.age_if_due();
     let view = tracker.map.prepare_view()?;
-    let version = Version::new(view, store.clone(), tracker.sectors(), snapshot)?;
-    for store in state.stores() {
-        for span in store.on_disk(tracker.disk()) {
-            if let Some(part) = range::in_origin(span, tracker.span()) {
-                // A granule that is a store's in part only is copied.
-                version.exclude(part.inward(store.shift(), tracker.sectors()))?;
-            }
+    let version = Version::new(view, store.clone(), tracker.sectors(), snapshot, free)?;
+    let here = state.places().filter(|p| p.disk == tracker.disk());
+    for span in here.flat_map(|p| p.spans.iter()) {
+        if let Some(part) = range::in_origin(*span, tracker.span()) {
+            // A granule that is a store's in part only is copied.
+            version.exclude(part.inward(store.shift(), tracker.sectors()))?;
         }
     }
     let version = Arc::new(version, GFP_KERNEL)?;
@@ -507,6 +626,7 @@ fn prepare(
         tracker: tracker.clone(),
         version,
         list: Some(KBox::new(Versions::new(list, false), GFP_KERNEL)?),
+        is_recorded,
     })
 }
 
@@ -540,6 +660,8 @@ struct Plan {
     lists: KVec<Option<KBox<Versions>>>,
     /// The lists that were: to be freed once all runs again.
     retired: KVec<Retired<Versions>>,
+    /// The recorders that were.
+    recorders: KVec<Retired<Recorder>>,
 }
 
 impl Plan {
@@ -550,6 +672,7 @@ impl Plan {
             order: KVec::with_capacity(n, GFP_KERNEL)?,
             lists: KVec::with_capacity(n, GFP_KERNEL)?,
             retired: KVec::with_capacity(n, GFP_KERNEL)?,
+            recorders: KVec::with_capacity(n, GFP_KERNEL)?,
         };
         for (index, candidate) in candidates.iter_mut().enumerate() {
             plan.lists.push(candidate.list.take(), GFP_KERNEL)?;
@@ -608,6 +731,10 @@ impl Plan {
             let _ = self
                 .retired
                 .push_within_capacity(tracker.versions.swap(list));
+            if candidate.is_recorded {
+                // What is free is fixed: nothing is written until the gates open.
+                let _ = self.recorders.push_within_capacity(record::stop(tracker));
+            }
         }
         drop(gates);
         times.gate_ns = time::monotonic_ns().saturating_sub(closed_at);

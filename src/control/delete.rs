@@ -2,18 +2,33 @@
 
 //! The end of snapshots, stores and sessions.
 
+use super::record;
 use super::Registry;
 use super::Snapshot;
+use super::Spare;
 use super::State;
 use crate::cow;
 use crate::event;
 use crate::kapi::abi;
 use crate::kapi::time::Deadline;
+use crate::store;
 use crate::tracker::Tracker;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
 impl Registry {
+    /// BDSNAP_IOC_STORE_DROP.
+    pub(super) fn store_drop(&self, session: u64, arg: usize) -> Result {
+        let a = abi::read_arg::<abi::bdsnap_store_drop>(arg)?;
+        if a.flags != 0 {
+            return Err(EINVAL);
+        }
+        let mut state = self.state.lock();
+        let is_it = |s: &Spare| s.owner == session && s.handle == a.store;
+        let place = state.spares.iter().position(is_it).ok_or(ENOENT)?;
+        state.spares.remove(place).map(drop).map_err(|_| ENOENT)
+    }
+
     /// BDSNAP_IOC_SNAPSHOT_KEEP.
     pub(super) fn snapshot_keep(&self, _session: u64, arg: usize) -> Result {
         let a = abi::read_arg::<abi::bdsnap_snapshot_ref>(arg)?;
@@ -59,7 +74,11 @@ fn delete(state: &mut State, place: usize, force: bool) -> Result {
     }
     // From here on it is of no use to anybody; what is on its way to its store must get there
     // before its memory can go.
-    snapshot.images.iter().for_each(|i| i.version().close());
+    for image in snapshot.images.iter() {
+        image.version().close();
+        // What waits for a portion of its store may go now.
+        image.tracker().kick();
+    }
     let deadline = Deadline::after_ms(abi::BDSNAP_TIMEOUT_DEFAULT_MS);
     let idle = || snapshot.images.iter().all(|i| i.version().is_idle());
     if !deadline.wait_until(idle) {
@@ -122,4 +141,9 @@ pub(super) fn end_session(registry: &Registry, session: u64) {
         }
     }
     state.spares.retain(|s| s.owner != session);
+    record::end_session(&state, session);
+    if state.server == Some(session) {
+        state.server = None;
+        store::set_served(false);
+    }
 }

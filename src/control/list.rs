@@ -12,6 +12,7 @@ use crate::kapi::abi;
 use crate::kapi::abi::Abi;
 use crate::kapi::bdev::BlockDevice;
 use crate::kapi::bdev::Dev;
+use crate::store;
 use crate::tracker::Tracker;
 use bdsnap_logic::units::SECTOR_SHIFT;
 use kernel::prelude::*;
@@ -72,6 +73,41 @@ impl Registry {
 }
 
 impl Registry {
+    /// BDSNAP_IOC_SNAPSHOT_NOTE.
+    pub(super) fn snapshot_note(&self, _session: u64, arg: usize) -> Result {
+        let mut a = abi::read_arg::<abi::bdsnap_snapshot_note>(arg)?;
+        if a.flags != 0 || a.reserved != 0 {
+            return Err(EINVAL);
+        }
+        let state = self.state.lock();
+        let snapshot = state.snapshots.iter().find(|s| s.id == a.id);
+        let note = &snapshot.ok_or(ENOENT)?.note;
+        let part = note.get(..a.length as usize).unwrap_or(note);
+        abi::write_array(a.buffer, part)?;
+        a.length = note.len() as u32;
+        abi::write_arg(arg, &a)
+    }
+
+    /// BDSNAP_IOC_SERVE.
+    pub(super) fn serve(&self, session: u64, arg: usize) -> Result {
+        let mut a = abi::read_arg::<abi::bdsnap_serve>(arg)?;
+        if a.flags & !abi::BDSNAP_SERVE_QUERY != 0 || a.reserved != 0 {
+            return Err(EINVAL);
+        }
+        // A caller that can't be told gets nothing.
+        abi::write_arg(arg, &a)?;
+        let mut state = self.state.lock();
+        if a.flags & abi::BDSNAP_SERVE_QUERY == 0 {
+            if state.server.is_some_and(|server| server != session) {
+                return Err(EBUSY);
+            }
+            state.server = Some(session);
+            store::set_served(true);
+        }
+        a.served = u32::from(state.server.is_some());
+        abi::write_arg(arg, &a)
+    }
+
     /// BDSNAP_IOC_EVENTS.
     pub(super) fn events(&self, _session: u64, arg: usize) -> Result {
         let mut a = abi::read_arg::<abi::bdsnap_events>(arg)?;
@@ -131,7 +167,10 @@ fn snapshot(snapshot: &Snapshot) -> abi::bdsnap_snapshot_info {
     let store = &snapshot.store;
     let shift = store.shift() + SECTOR_SHIFT;
     let (fill, dev) = (store.fill(), store.device().map(BlockDevice::dev));
+    let outlook = store.outlook();
     let (state, cause) = snapshot.images.iter().map(health).max().unwrap_or((0, 0));
+    // One that has failed needs nothing any more.
+    let is_wanted = state != abi::BDSNAP_SNAPSHOT_FAILED;
     abi::bdsnap_snapshot_info {
         id: snapshot.id,
         created_ns: snapshot.created_ns,
@@ -141,11 +180,16 @@ fn snapshot(snapshot: &Snapshot) -> abi::bdsnap_snapshot_info {
         granule: 1 << shift,
         store_capacity: fill.total << shift,
         store_used: fill.used << shift,
-        store_limit: fill.total << shift,
+        store_limit: outlook.limit,
         kept: u32::from(snapshot.owner.is_none()),
         store_major: dev.map_or(0, Dev::major),
         store_minor: dev.map_or(0, Dev::minor),
-        reserved: 0,
+        store_waiting: u32::from(outlook.is_waited_for && is_wanted),
+        store_wanted: if is_wanted { outlook.wanted } else { 0 },
+        store_rate: outlook.rate,
+        store_seconds: outlook.seconds.unwrap_or(u64::MAX),
+        hold_ms: outlook.hold_ms,
+        note_len: snapshot.note.len() as u32,
     }
 }
 
@@ -168,6 +212,7 @@ fn version(image: &Image) -> abi::bdsnap_version_info {
         bytes_copied: copied << shift,
         bytes_lost: lost << shift,
         bytes_not_kept: not_kept << shift,
+        bytes_free: version.free() << shift,
         openers: image.openers(),
         ..Default::default()
     };

@@ -7,6 +7,7 @@ mod create;
 mod delete;
 mod freeze;
 mod list;
+mod record;
 mod session;
 mod track;
 
@@ -23,6 +24,7 @@ use crate::kapi::power::PowerWatch;
 use crate::kapi::queue::OwnedQueue;
 use crate::kapi::sentry::Sentry;
 use crate::kapi::stray::Strays;
+use crate::store::Place;
 use crate::store::Store;
 use crate::tracker::Intercept;
 use crate::tracker::Queues;
@@ -46,6 +48,8 @@ pub(super) struct Snapshot {
     store: Arc<Store>,
     /// The session that it ends with; None: kept.
     owner: Option<u64>,
+    /// What its maker left for whoever serves its store.
+    note: KVVec<u8>,
 }
 
 /// A store that waits for its snapshot.
@@ -83,10 +87,14 @@ struct State {
     dying: KVec<Arc<Tracker>>,
     /// Stores without a snapshot.
     spares: KVec<Spare>,
+    /// Where all stores are, those included that live on without a snapshot.
+    places: KVec<Arc<Place>>,
     /// Where the works of trackers run, also of those to come.
     queues: KVec<Arc<Queues>>,
     /// The next handle of a store.
     next_handle: u64,
+    /// The session that serves stores.
+    server: Option<u64>,
     /// The hook, while there is an origin.
     hooked: Option<Hooked>,
 }
@@ -133,8 +141,10 @@ pub(crate) fn start() -> Result<GlobalGuard<Registry>> {
                 snapshots: KVec::new(),
                 dying: KVec::new(),
                 spares: KVec::new(),
+                places: KVec::new(),
                 queues: KVec::new(),
                 next_handle: 1,
+                server: None,
                 hooked: None,
             }),
             queue,
@@ -190,9 +200,8 @@ impl State {
             .find(|i| i.dev == dev)
     }
 
-    /// All stores that there are.
-    fn stores(&self) -> impl Iterator<Item = &Arc<Store>> {
-        let spares = self.spares.iter().map(|s| &s.store);
-        Iterator::chain(self.snapshots.iter().map(|s| &s.store), spares)
+    /// Where on disks there are stores.
+    fn places(&self) -> impl Iterator<Item = &Arc<Place>> {
+        self.places.iter().filter(|p| !p.is_gone())
     }
 }

@@ -61,6 +61,7 @@ impl MiscDevice for Session {
             abi::BDSNAP_NR_UNTRACK => Registry::untrack,
             abi::BDSNAP_NR_LIST_ORIGINS => Registry::list_origins,
             abi::BDSNAP_NR_STORE_ADD => Registry::store_add,
+            abi::BDSNAP_NR_STORE_DROP => Registry::store_drop,
             abi::BDSNAP_NR_SNAPSHOT_CREATE => Registry::snapshot_create,
             abi::BDSNAP_NR_SNAPSHOT_KEEP => Registry::snapshot_keep,
             abi::BDSNAP_NR_SNAPSHOT_DELETE => Registry::snapshot_delete,
@@ -68,7 +69,11 @@ impl MiscDevice for Session {
             abi::BDSNAP_NR_LIST_VERSIONS => Registry::list_versions,
             abi::BDSNAP_NR_MAP_READ => Registry::map_read,
             abi::BDSNAP_NR_MARK => Registry::mark,
+            abi::BDSNAP_NR_RECORD => Registry::record,
+            abi::BDSNAP_NR_FREE => Registry::free,
             abi::BDSNAP_NR_EVENTS => Registry::events,
+            abi::BDSNAP_NR_SNAPSHOT_NOTE => Registry::snapshot_note,
+            abi::BDSNAP_NR_SERVE => Registry::serve,
             _ => return Err(ENOTTY),
         };
         if !abi::is_admin() {

@@ -13,6 +13,7 @@ use crate::kapi::bdev::BlockDevice;
 use crate::kapi::bdev::Dev;
 use crate::kapi::hook::Hook;
 use crate::kapi::power::PowerWatch;
+use crate::kapi::rcu;
 use crate::kapi::sentry::Sentry;
 use crate::kapi::stray::Strays;
 use crate::kapi::time::Deadline;
@@ -287,6 +288,8 @@ fn expect_strays(state: &mut State, device: &BlockDevice) -> Result<(), Refused>
 /// Waits for the writes to an origin that were on their way when the hook began to see it. EBUSY:
 /// they don't end.
 fn settle(tracker: &Arc<Tracker>) -> Result<(), Refused> {
+    // Who was on his way from the hook's place to the driver without having been seen.
+    rcu::synchronize_tasks();
     let hold = !tracker.device.has_requests();
     if hold {
         tracker.inflight.close();

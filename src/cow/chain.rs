@@ -9,6 +9,7 @@ use crate::kapi::run::Run;
 use crate::kapi::slot;
 use crate::kapi::slot::BitPage;
 use crate::store::Store;
+use crate::store::Taken;
 use crate::tracker::Tracker;
 use bdsnap_logic::granule;
 use bdsnap_logic::granule::Need;
@@ -315,7 +316,7 @@ impl Stock {
 enum Attempt {
     /// It has begun, up to this granule.
     Begun(u64),
-    /// All runs are under way.
+    /// All runs are under way, or the store waits for a portion.
     NoRun,
     /// The version has failed: ask again.
     Failed,
@@ -341,6 +342,10 @@ pub(crate) struct Chain {
     pub(super) progress: u64,
     /// Whether somebody watches the progress.
     pub(super) watched: bool,
+    /// Whether the last round found a store that waits for a portion.
+    pub(crate) dry: bool,
+    /// Whether nothing may wait for a portion now: who could bring it may be waiting for us.
+    pub(crate) hurried: bool,
 }
 
 impl Chain {
@@ -356,6 +361,8 @@ impl Chain {
             spare: KVec::new(),
             progress: 0,
             watched: false,
+            dry: false,
+            hurried: false,
         }
     }
 
@@ -442,7 +449,7 @@ impl Chain {
 
     /// What must happen before the first granule of `span` is overwritten, and up to where that
     /// is so.
-    fn need_run(&self, span: Span<Granules>) -> (Need, u64) {
+    pub(super) fn need_run(&self, span: Span<Granules>) -> (Need, u64) {
         let end = Cell::new(span.end());
         let need = granule::need(self.links.iter().map(|link| {
             let (state, upto) = link.state_run(span);
@@ -457,8 +464,14 @@ impl Chain {
 
     /// Begins the copies that a write to `span` waits for, from `cursor` on. Returns where the
     /// first granule is that it still has to wait for, None if for none. `dev_sectors`: the
-    /// origin's. May sleep for memory, under a noio scope.
-    pub(super) fn advance(&mut self, span: Span<Granules>, cursor: u64) -> Option<u64> {
+    /// origin's; `urgent`: without it, no portion of a store may come. May sleep for memory, under a
+    /// noio scope.
+    pub(super) fn advance(
+        &mut self,
+        span: Span<Granules>,
+        cursor: u64,
+        urgent: bool,
+    ) -> Option<u64> {
         let mut at = cursor.max(span.start());
         let mut blocked = None;
         while let Some(rest) = Span::new(at, span.end()).filter(|s| !s.is_empty()) {
@@ -469,7 +482,7 @@ impl Chain {
                     blocked = blocked.or(Some(at));
                     at = upto;
                 }
-                Need::Copy(index) => match self.copy(index, at, upto) {
+                Need::Copy(index) => match self.copy(index, at, upto, urgent) {
                     Attempt::Begun(upto) => {
                         blocked = blocked.or(Some(at));
                         at = upto;
@@ -484,7 +497,11 @@ impl Chain {
     }
 
     /// Begins to copy granules from `from` on, at most up to `upto`, for the version `index`.
-    fn copy(&mut self, index: usize, from: u64, upto: u64) -> Attempt {
+    fn copy(&mut self, index: usize, from: u64, upto: u64, urgent: bool) -> Attempt {
+        if self.dry && !urgent {
+            // It has just been asked for.
+            return Attempt::NoRun;
+        }
         let (Some(link), Some(pool)) = (self.links.get_mut(index), self.pool.as_mut()) else {
             return Attempt::NoRun;
         };
@@ -503,11 +520,21 @@ impl Chain {
             version.fail(abi::BDSNAP_CAUSE_NO_MEMORY);
             return Attempt::Failed;
         };
-        let room = version.store.take(want);
-        let (Some((slot, len)), Some(job)) = (room, pool.jobs.get_mut(run.index())) else {
-            pool.give(run);
-            version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
-            return Attempt::Failed;
+        let (slot, len) = match version.store.take(want, urgent, self.hurried) {
+            Taken::Slots(slot, len) => (slot, len),
+            Taken::Later => {
+                pool.give(run);
+                self.dry = true;
+                return Attempt::NoRun;
+            }
+            Taken::Full => {
+                pool.give(run);
+                version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
+                return Attempt::Failed;
+            }
+        };
+        let Some(job) = pool.jobs.get_mut(run.index()) else {
+            return Attempt::NoRun;
         };
         let span = Span::of_len(from, len).unwrap_or(Span::EMPTY);
         link.record(node, span, Place::Reading);

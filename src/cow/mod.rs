@@ -8,6 +8,7 @@
 
 mod bits;
 mod chain;
+mod free;
 mod remove;
 mod version;
 mod watch;
@@ -15,6 +16,8 @@ mod worker;
 
 pub(crate) use chain::Chain;
 pub(crate) use chain::Found;
+pub(crate) use free::Free;
+pub(crate) use free::Recorder;
 pub(crate) use remove::remove;
 pub(crate) use version::Damage;
 pub(crate) use version::Version;
@@ -22,4 +25,5 @@ pub(crate) use version::Versions;
 pub(crate) use watch::watch;
 pub(crate) use worker::settle;
 pub(crate) use worker::store;
+pub(crate) use worker::unneeded;
 pub(crate) use worker::work;

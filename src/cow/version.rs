@@ -3,6 +3,7 @@
 //! A version: what one snapshot keeps of one origin.
 
 use super::bits::Bits;
+use super::free::Free;
 use crate::cbt::Aside;
 use crate::cbt::View;
 use crate::kapi::abi;
@@ -38,8 +39,10 @@ pub(crate) struct Version {
     pub(crate) store: Arc<Store>,
     /// Sectors of the origin.
     sectors: u64,
-    /// Granules for which no copy need be made (any more).
+    /// Granules for which no copy need be made (any more), beside those that are free.
     kept: Bits,
+    /// What was free at its cut.
+    free: Option<Arc<Free>>,
     /// Those of them that it has data of, or that are lost: walks of older images end there.
     data: Bits,
     /// Cause of its failure: `BDSNAP_CAUSE_*`, 0 while it lives.
@@ -69,6 +72,7 @@ impl Version {
         store: Arc<Store>,
         sectors: u64,
         snapshot: [u8; 16],
+        free: Option<Arc<Free>>,
     ) -> Result<Self> {
         let all = Span::<Sectors>::of_len(0, sectors).ok_or(EINVAL)?;
         let granules = all.outward::<Granules>(store.shift()).len();
@@ -76,6 +80,7 @@ impl Version {
             view,
             sectors,
             kept: Bits::new(granules)?,
+            free,
             data: Bits::new(granules)?,
             store,
             failed: AtomicU32::new(0),
@@ -177,11 +182,12 @@ impl Version {
         (self.told.fetch_max(grade, Ordering::Relaxed) < grade).then_some(damage)
     }
 
-    /// Whether there is such damage.
+    /// Whether there is such damage, or news of its store.
     fn is_untold(&self) -> bool {
         let told = self.told.load(Ordering::Relaxed);
         told < 2 && self.failed.load(Ordering::Acquire) != 0
             || told < 1 && self.lost.load(Ordering::Relaxed) > 0
+            || self.store.has_news()
     }
 
     /// Takes note that so many more granules can't be read, and why.
@@ -243,12 +249,35 @@ impl Version {
         }
     }
 
+    /// The first granule of `span` of which a copy must be made before it is overwritten. Any
+    /// context.
+    #[inline]
+    fn first_needed(&self, span: Span<Granules>) -> Option<u64> {
+        let Some(free) = &self.free else {
+            return self.kept.first_clear(span);
+        };
+        let mut rest = span;
+        loop {
+            let at = self.kept.first_clear(rest)?;
+            let used = free.first_used(at, span.end(), self.shift());
+            if used == at {
+                return Some(at);
+            }
+            rest = Span::new(used, span.end())?;
+        }
+    }
+
     /// Whether a granule need not be copied, and up to where that is so.
     pub(super) fn kept_run(&self, span: Span<Granules>) -> (bool, u64) {
-        match self.kept.first_clear(span) {
+        match self.first_needed(span) {
             None => (true, span.end()),
             Some(at) if at > span.start() => (true, at),
-            Some(_) => (false, self.kept.first_set(span).unwrap_or(span.end())),
+            Some(at) => {
+                let kept = self.kept.first_set(span).unwrap_or(span.end());
+                let free = self.free.as_ref();
+                let free = free.map_or(kept, |f| f.first_free(at, kept, self.shift()));
+                (false, kept.min(free))
+            }
         }
     }
 
@@ -264,6 +293,12 @@ impl Version {
             self.lost.load(Ordering::Relaxed),
             self.not_kept.load(Ordering::Relaxed),
         )
+    }
+
+    /// Granules that were free at its cut.
+    pub(crate) fn free(&self) -> u64 {
+        let free = self.free.as_ref();
+        free.map_or(0, |f| f.granules(self.shift(), self.sectors))
     }
 }
 
@@ -290,7 +325,7 @@ impl Versions {
         self.list.iter().for_each(|v| v.fail(cause));
     }
 
-    /// Whether there is damage that has not been told.
+    /// Whether there is damage, or news of a store, that has not been told.
     pub(super) fn any_untold(&self) -> bool {
         self.list.iter().any(|v| v.is_untold())
     }
@@ -315,7 +350,7 @@ impl Versions {
                 // Older ones find their data there.
                 return false;
             }
-            if version.is_live() && !version.kept.all(granules) {
+            if version.is_live() && version.first_needed(granules).is_some() {
                 return true;
             }
         }

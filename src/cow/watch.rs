@@ -24,6 +24,12 @@ pub(crate) fn watch(tracker: &Arc<Tracker>) {
             chain.watched = false;
             return;
         }
+        if chain.dry {
+            // Whether it may go on waiting is seen in a round.
+            drop(chain);
+            tracker.kick();
+            continue;
+        }
         if time::monotonic_ns().saturating_sub(chain.progress) > STALL_NS {
             chain.give_up();
             drop(chain);

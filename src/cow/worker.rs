@@ -26,6 +26,7 @@ use crate::kapi::time::Deadline;
 use crate::kapi::trace;
 use crate::store::Site;
 use crate::tracker::Tracker;
+use bdsnap_logic::granule::Need;
 use bdsnap_logic::granule::State;
 use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Sectors;
@@ -49,11 +50,12 @@ pub(crate) fn work(tracker: &Arc<Tracker>) {
         chain.progress = time::monotonic_ns();
         chain.ended(tracker, run);
     }
+    chain.dry = false;
     let mut waiting = chain.waiting.take_all();
     waiting.append(tracker.take_held());
     while let Some(mut held) = waiting.pop() {
         let span = chain.granules(held.span());
-        match chain.advance(span, held.cursor()) {
+        match chain.advance(span, held.cursor(), held.is_urgent()) {
             Some(cursor) => {
                 held.set_cursor(cursor);
                 chain.waiting.push(held);
@@ -62,7 +64,12 @@ pub(crate) fn work(tracker: &Arc<Tracker>) {
         }
     }
     if let Some((span, cursor)) = chain.claim {
-        chain.claim = chain.advance(span, cursor).map(|cursor| (span, cursor));
+        let left = chain.advance(span, cursor, true);
+        chain.claim = left.map(|cursor| (span, cursor));
+    }
+    if chain.dry {
+        // Nobody is to blame for what waits for a portion.
+        chain.progress = time::monotonic_ns();
     }
     let starts = chain.take_starts();
     if !chain.waiting.is_empty() && !chain.watched {
@@ -110,6 +117,10 @@ fn tell(tracker: &Tracker) {
     // Where there is no memory for the list, the next round does it.
     let versions = tracker.lock_chain().versions(None).unwrap_or_default();
     for version in versions {
+        if let Some(seconds) = version.store.take_news() {
+            let number = seconds;
+            tracker.tell(abi::BDSNAP_EVENT_LOW, 0, version.snapshot, number);
+        }
         let (kind, cause) = match version.untold() {
             Some(Damage::All(cause)) => (abi::BDSNAP_EVENT_FAILED, cause),
             Some(Damage::Parts(cause)) => (abi::BDSNAP_EVENT_DAMAGED, cause),
@@ -139,6 +150,35 @@ pub(crate) fn settle(tracker: &Arc<Tracker>, sectors: Span<Sectors>) -> Result {
     }
     tracker.lock_chain().claim = None;
     Err(ETIMEDOUT)
+}
+
+/// The first part of some sectors of a disk that no version of this origin needs. Sleeps.
+pub(crate) fn unneeded(tracker: &Tracker, span: Span<Sectors>) -> Option<Span<Sectors>> {
+    let start = tracker.span().start();
+    let (before, rest) = span.split_at(start);
+    if !before.is_empty() {
+        return Some(before);
+    }
+    let (inside, behind) = rest.split_at(tracker.span().end());
+    if inside.is_empty() {
+        return Some(behind).filter(|b| !b.is_empty());
+    }
+    let chain = tracker.lock_chain();
+    let Some(shift) = chain.links.first().map(|l| l.version.shift()) else {
+        return Some(inside);
+    };
+    let of_origin = Span::<Sectors>::new(inside.start() - start, inside.end() - start)?;
+    let mut rest = of_origin.outward::<Granules>(shift);
+    while !rest.is_empty() {
+        let (need, upto) = chain.need_run(rest);
+        let (run, others) = rest.split_at(upto);
+        if matches!(need, Need::Pass) {
+            let sectors = run.sectors(shift, tracker.sectors()).intersect(of_origin);
+            return Span::of_len(start.checked_add(sectors.start())?, sectors.len());
+        }
+        rest = others;
+    }
+    Some(behind).filter(|b| !b.is_empty())
 }
 
 /// Starts I/O, all in one plug; returns the list, empty.

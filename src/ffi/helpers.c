@@ -12,6 +12,7 @@
 #include <linux/part_stat.h>
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <scsi/scsi_cmnd.h>
 #include "helpers.h"
 
@@ -196,6 +197,16 @@ void bdsnap_noio_restore(unsigned int flags)
 	memalloc_noio_restore(flags);
 }
 
+bool bdsnap_fatal_signal(void)
+{
+	return fatal_signal_pending(current);
+}
+
+unsigned long bdsnap_ram_pages(void)
+{
+	return totalram_pages();
+}
+
 struct page *bdsnap_alloc_page(gfp_t gfp)
 {
 	return alloc_page(gfp);
@@ -285,29 +296,43 @@ static int writes_in_flight(struct block_device *bdev)
 	return writes;
 }
 
+/* Waits until nothing is on its way through a queue; what comes waits meanwhile. */
+static int drain_queue(struct request_queue *q, unsigned int ms)
+{
+	int ret = 0;
+
+	blk_freeze_queue_start(q);
+	if (!blk_mq_freeze_queue_wait_timeout(q, msecs_to_jiffies(ms)))
+		ret = -ETIMEDOUT;
+	blk_mq_unfreeze_queue_nomemrestore(q);
+	return ret;
+}
+
 /*
  * Waits until writes that were in flight have completed. A request-based disk is
- * frozen for the moment; of a bio-based one there is only the count, in which
- * new writes must not appear: a whole disk's holds its partitions', but one that
- * was sent to the whole disk is in that one only. (Targets of device-mapper that
- * have accounts_remapped_io count a bio only when they pass it on.)
+ * frozen for the moment. A bio-based one too, so that no bio sleeps in its driver
+ * that is not counted yet; but after that there is only the count, in which new
+ * writes must not appear. A whole disk's holds its partitions', but one that was
+ * sent to the whole disk is in that one only; for a partition it is waited for
+ * a while, since its neighbours go on. (Targets of device-mapper that have
+ * accounts_remapped_io count a bio only when they pass it on.)
  */
 int bdsnap_bdev_settle(struct block_device *bdev, unsigned int ms)
 {
 	struct request_queue *q = bdev_get_queue(bdev);
 	unsigned long end = jiffies + msecs_to_jiffies(ms);
-	int ret = 0;
+	unsigned long grace = jiffies + msecs_to_jiffies(min(ms, 2000u));
+	int ret;
 
-	if (queue_is_mq(q)) {
-		blk_freeze_queue_start(q);
-		if (!blk_mq_freeze_queue_wait_timeout(q, msecs_to_jiffies(ms)))
-			ret = -ETIMEDOUT;
-		blk_mq_unfreeze_queue_nomemrestore(q);
+	if (queue_is_mq(q))
+		return drain_queue(q, ms);
+	ret = drain_queue(q, min(ms, 2000u));
+	if (ret)
 		return ret;
-	}
-	while (writes_in_flight(bdev_whole(bdev)) > 0) {
+	while (writes_in_flight(bdev) > 0 ||
+	       (writes_in_flight(bdev_whole(bdev)) > 0 && time_before(jiffies, grace))) {
 		if (time_after(jiffies, end))
-			return writes_in_flight(bdev) > 0 ? -ETIMEDOUT : 0;
+			return -ETIMEDOUT;
 		usleep_range(500, 1000);
 	}
 	return 0;

@@ -46,6 +46,8 @@ struct kmem_cache *bdsnap_cache_create(const char *name, unsigned int size, unsi
 struct mempool *bdsnap_slab_pool(int min, struct kmem_cache *cache);
 unsigned int bdsnap_noio_save(void);
 void bdsnap_noio_restore(unsigned int flags);
+bool bdsnap_fatal_signal(void);
+unsigned long bdsnap_ram_pages(void);
 struct page *bdsnap_alloc_page(gfp_t gfp);
 void *bdsnap_page_address(struct page *page);
 u64 bdsnap_realtime_ns(void);

@@ -319,6 +319,13 @@ impl Held {
         unsafe { self.0.as_ref().span }
     }
 
+    /// Whether a file system marked it as its metadata (`REQ_META`, `REQ_PRIO`).
+    pub(crate) fn is_urgent(&self) -> bool {
+        // SAFETY: Valid by the type invariant, and so is the bio, which is ours.
+        let opf = unsafe { (*self.0.as_ref().bio).bi_opf };
+        opf & ffi::BDSNAP_REQ_META != 0
+    }
+
     /// How far its old data has been seen to, in whatever unit its holder counts.
     pub(crate) fn cursor(&self) -> u64 {
         // SAFETY: Valid by the type invariant.

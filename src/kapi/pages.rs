@@ -26,18 +26,28 @@ unsafe impl Send for Pages {}
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    /// At least `bytes` bytes. ENOMEM: less than a tenth of what is available now would remain, or
-    /// they can't be had without pressing others. Sleeps.
+    /// At least `bytes` bytes. ENOMEM: less than a tenth of the machine's memory would remain
+    /// available, or they can't be had without pressing others; EINTR: a fatal signal. Sleeps.
     pub(crate) fn new(bytes: u64) -> Result<Self> {
         let pages = usize::try_from(bytes.div_ceil(PAGE_SIZE as u64))?;
-        // SAFETY: Reads counters.
-        let available = usize::try_from(unsafe { bindings::si_mem_available() }).unwrap_or(0);
-        if pages > available - available / 10 {
+        // SAFETY: Read counters.
+        let (available, all) = unsafe {
+            (
+                bindings::si_mem_available(),
+                ffi::bdsnap_ram_pages() as usize,
+            )
+        };
+        let available = usize::try_from(available).unwrap_or(0);
+        if pages > available.saturating_sub(all / 10) {
             return Err(ENOMEM);
         }
         // INVARIANT: None yet.
         let mut this = Self(KVVec::with_capacity(pages, GFP_KERNEL)?);
         for _ in 0..pages {
+            // SAFETY: Looks at the current task.
+            if unsafe { ffi::bdsnap_fatal_signal() } {
+                return Err(EINTR);
+            }
             // SAFETY: Allocates an order-0 page.
             let page = unsafe { ffi::bdsnap_alloc_page(ffi::BDSNAP_GFP_STORE) };
             let page = NonNull::new(page).ok_or(ENOMEM)?;
@@ -45,6 +55,11 @@ impl Pages {
             this.0.push_within_capacity(page).map_err(|_| ENOMEM)?;
         }
         Ok(this)
+    }
+
+    /// How many bytes there are.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.0.len() as u64).saturating_mul(PAGE_SIZE as u64)
     }
 
     /// Puts the first `bytes` bytes of a run's data at byte `at`, the beginning of a page. What does

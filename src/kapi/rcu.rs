@@ -7,6 +7,7 @@
 use core::marker::PhantomData;
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering;
+use kernel::bindings;
 use kernel::prelude::*;
 use kernel::sync::rcu;
 
@@ -60,6 +61,12 @@ impl<T: Send + Sync> Drop for RcuCell<T> {
             drop(unsafe { KBox::from_raw(ptr) });
         }
     }
+}
+
+/// Waits until every task has gone on from whatever code it was preempted in. Sleeps.
+pub(crate) fn synchronize_tasks() {
+    // SAFETY: May be called where one may sleep.
+    unsafe { bindings::synchronize_rcu_tasks() };
 }
 
 /// A replaced value: freed when dropped, after a grace period. Dropping it may sleep.

@@ -17,4 +17,5 @@ pub mod order;
 pub mod passthrough;
 pub mod range;
 mod sort;
+pub mod stretch;
 pub mod units;

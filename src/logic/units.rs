@@ -20,12 +20,17 @@ pub enum Granules {}
 /// Counts CBT blocks: the unit of change tracking.
 pub enum Blocks {}
 
+/// Counts chunks: the unit in which free space is recorded.
+pub enum Chunks {}
+
 /// A unit made of `1 << shift` sectors, counted from the start of an origin.
 pub trait Unit {}
 
 impl Unit for Granules {}
 
 impl Unit for Blocks {}
+
+impl Unit for Chunks {}
 
 /// The half-open range `start..end` of units `U`.
 ///

@@ -12,18 +12,23 @@ use crate::kapi::abi;
 use crate::kapi::abi::Refused;
 use crate::kapi::bdev::BlockDevice;
 use crate::kapi::bdev::Dev;
-use crate::kapi::bdev::DiskId;
 use crate::kapi::pages::Pages;
 use crate::kapi::slot;
 use crate::kapi::slot::Slot;
+use crate::kapi::time;
 use crate::tracker;
 use bdsnap_logic::extent;
 use bdsnap_logic::extent::Cursor;
 use bdsnap_logic::fill;
 use bdsnap_logic::fill::Fill;
+use bdsnap_logic::stretch;
+use bdsnap_logic::stretch::Growth;
+use bdsnap_logic::stretch::Rate;
+use bdsnap_logic::stretch::Room;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use bdsnap_logic::units::SECTOR_SHIFT;
+use core::sync::atomic::AtomicBool;
 use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering;
 use kernel::new_spinlock;
@@ -31,6 +36,7 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 use kernel::sync::SpinLock;
 use portion::Medium;
+pub(crate) use portion::Place;
 use portion::Portion;
 
 /// What a portion is to be made of.
@@ -55,10 +61,7 @@ pub(crate) enum Source {
         length: u64,
     },
     /// Memory.
-    Memory {
-        /// Bytes.
-        length: u64,
-    },
+    Memory(Pages),
 }
 
 /// The portions on one device, or in memory.
@@ -81,6 +84,80 @@ pub(crate) enum Site<'a> {
     Memory(&'a Pages, u64, u64),
 }
 
+/// Nanoseconds in a millisecond.
+const MS: u64 = 1_000_000;
+/// So long a write waits for a portion that has been asked for, if somebody serves stores.
+const PORTION_NS: u64 = abi::BDSNAP_PORTION_MS as u64 * MS;
+/// So long nothing is told again of a store that is low.
+const TELL_AGAIN_NS: u64 = 1000 * MS;
+/// The most that is kept back for the writes without which no portion comes, bytes.
+const SPARE: u64 = 64 << 20;
+
+/// Whether somebody serves stores that may grow.
+static SERVED: AtomicBool = AtomicBool::new(false);
+
+/// Says whether somebody serves stores that may grow.
+pub(crate) fn set_served(served: bool) {
+    SERVED.store(served, Ordering::Relaxed);
+}
+
+/// What becomes of a store that runs low.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Policy {
+    /// The most bytes of portions; 0: those that there are.
+    pub(crate) limit: u64,
+    /// The least that is asked for, bytes.
+    pub(crate) portion: u64,
+    /// How long writes wait for a portion where none can be expected, milliseconds.
+    pub(crate) hold_ms: u32,
+}
+
+/// How a store fills up.
+struct Shelf {
+    /// Its lanes; has room for BDSNAP_MAX_LANES.
+    lanes: KVec<Lane>,
+    /// How fast.
+    rate: Rate,
+    /// How it may grow.
+    growth: Growth,
+    /// Bytes of all portions, those included that can't be used.
+    taken: u64,
+    /// The most that these may be; 0: those that there are.
+    limit: u64,
+    /// See [`Policy`].
+    hold_ms: u32,
+    /// Since when somebody waits for a portion; None: nobody does.
+    waiting: Option<u64>,
+    /// When it was told that it is low; 0: never.
+    told: u64,
+}
+
+/// What came of asking a store for slots.
+pub(crate) enum Taken {
+    /// The first of some side by side, and how many.
+    Slots(u64, u64),
+    /// There may be some later.
+    Later,
+    /// It is full.
+    Full,
+}
+
+/// How things stand with a store, in bytes.
+pub(crate) struct Outlook {
+    /// The most that it may have.
+    pub(crate) limit: u64,
+    /// How much more is wanted now.
+    pub(crate) wanted: u64,
+    /// Used a second.
+    pub(crate) rate: u64,
+    /// When it will be full, in seconds, growing included; None: it is not being used.
+    pub(crate) seconds: Option<u64>,
+    /// Whether writes wait for a portion.
+    pub(crate) is_waited_for: bool,
+    /// How long they may.
+    pub(crate) hold_ms: u32,
+}
+
 /// A store.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Store {
@@ -90,25 +167,60 @@ pub(crate) struct Store {
     portions: KVVec<Slot<Portion>>,
     /// How many there are.
     count: AtomicUsize,
-    /// How they are filled; has room for BDSNAP_MAX_LANES.
+    /// Whether it is low, and that has not been told.
+    news: AtomicBool,
+    /// How they are filled.
     #[pin]
-    lanes: SpinLock<KVec<Lane>>,
+    shelf: SpinLock<Shelf>,
 }
 
 impl Store {
     /// An empty one; `shift` is sectors in a granule. ENOMEM. Sleeps.
     pub(crate) fn new(shift: u32) -> Result<Arc<Self>> {
         let portions = slot::slots(abi::BDSNAP_MAX_PORTIONS as usize)?;
-        let lanes = KVec::with_capacity(abi::BDSNAP_MAX_LANES as usize, GFP_KERNEL)?;
+        let shelf = Shelf {
+            lanes: KVec::with_capacity(abi::BDSNAP_MAX_LANES as usize, GFP_KERNEL)?,
+            rate: Rate::default(),
+            growth: Growth::default(),
+            taken: 0,
+            limit: 0,
+            hold_ms: 0,
+            waiting: None,
+            told: 0,
+        };
         Arc::pin_init(
             pin_init!(Self {
                 shift,
                 portions,
                 count: AtomicUsize::new(0),
-                lanes <- new_spinlock!(lanes),
+                news: AtomicBool::new(false),
+                shelf <- new_spinlock!(shelf),
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Bytes of a granule, as a shift.
+    fn byte_shift(&self) -> u32 {
+        self.shift + SECTOR_SHIFT
+    }
+
+    /// Sets what becomes of it when it runs low. EINVAL: the limit is below what there is.
+    pub(crate) fn set_policy(&self, policy: Policy) -> Result {
+        let shift = self.byte_shift();
+        let mut shelf = self.shelf.lock();
+        let more = match policy.limit {
+            0 => 0,
+            limit => limit.checked_sub(shelf.taken).ok_or(EINVAL)?,
+        };
+        shelf.limit = policy.limit;
+        shelf.hold_ms = policy.hold_ms;
+        shelf.growth = Growth {
+            room: more >> shift,
+            portion: policy.portion >> shift,
+            spare: SPARE >> shift,
+        };
+        Ok(())
     }
 
     /// Adds a portion, as BDSNAP_IOC_STORE_ADD says, if `fits` says so of it; returns how many extents
@@ -116,7 +228,7 @@ impl Store {
     pub(crate) fn add(
         &self,
         source: Source,
-        fits: impl FnOnce(&New<'_>) -> Result<(), Refused>,
+        fits: impl FnOnce(&mut New) -> Result<(), Refused>,
     ) -> Result<u32, Refused> {
         let index = self.count.load(Ordering::Relaxed);
         let place = self.portions.get(index).ok_or(ENOSPC)?;
@@ -127,14 +239,20 @@ impl Store {
                 offset,
                 length,
             } => Portion::of_device(dev, self.shift, offset, length)?,
-            Source::Memory { length } => Portion::of_memory(self.shift, length)?,
+            Source::Memory(pages) => Portion::of_memory(self.shift, pages)?,
         };
-        fits(&New(&portion))?;
+        let mut new = New {
+            portion,
+            shift: self.shift,
+        };
+        fits(&mut new)?;
+        let portion = new.portion;
         let (dev, slots, extents) = (
             portion.device().map(BlockDevice::dev),
             portion.slots(),
             portion.extents,
         );
+        let bytes = portion.bytes;
         let mut lane = Lane {
             dev,
             fill: Fill::default(),
@@ -143,26 +261,30 @@ impl Store {
         };
         lane.fill.total = slots;
         let boxed = KBox::new(portion, GFP_KERNEL)?;
-        let mut lanes = self.lanes.lock();
-        let known = lanes.iter().position(|l| l.dev == dev);
-        let has_room = known.is_some() || lanes.len() < lanes.capacity();
+        // Before anything is written there.
+        mark_changed(&boxed);
+        let mut shelf = self.shelf.lock();
+        let known = shelf.lanes.iter().position(|l| l.dev == dev);
+        let has_room = known.is_some() || shelf.lanes.len() < shelf.lanes.capacity();
         if !has_room {
             // What can't be added is freed only now: that may sleep.
-            drop(lanes);
+            drop(shelf);
             return Err(ENOSPC.into());
         }
         place.put(Some(boxed));
-        match known.and_then(|n| lanes.get_mut(n)) {
+        match known.and_then(|n| shelf.lanes.get_mut(n)) {
             Some(known) => known.fill.total = known.fill.total.saturating_add(slots),
             None => {
-                let _ = lanes.push_within_capacity(lane);
+                let _ = shelf.lanes.push_within_capacity(lane);
             }
         }
-        drop(lanes);
+        shelf.taken = shelf.taken.saturating_add(bytes);
+        let room = shelf.growth.room;
+        shelf.growth.room = room.saturating_sub(bytes >> self.byte_shift());
+        shelf.waiting = None;
+        shelf.told = 0;
+        drop(shelf);
         self.count.store(index + 1, Ordering::Release);
-        if let Some(portion) = place.get() {
-            mark_changed(portion);
-        }
         Ok(extents)
     }
 
@@ -190,17 +312,81 @@ impl Store {
 
     /// How full it is, in slots.
     pub(crate) fn fill(&self) -> Fill {
-        let mut sum = Fill::default();
-        for lane in self.lanes.lock().iter() {
-            sum.used = sum.used.saturating_add(lane.fill.used);
-            sum.total = sum.total.saturating_add(lane.fill.total);
-        }
-        sum
+        self.shelf.lock().fill()
     }
 
-    /// Takes up to `want` slots that lie side by side: the first, and how many. None: it is full.
-    pub(crate) fn take(&self, want: u64) -> Option<(u64, u64)> {
-        let mut lanes = self.lanes.lock();
+    /// How things stand.
+    pub(crate) fn outlook(&self) -> Outlook {
+        let shift = self.byte_shift();
+        let shelf = self.shelf.lock();
+        let (fill, rate) = (shelf.fill(), shelf.rate.at(time::monotonic_ns()));
+        let growth = shelf.growth;
+        let limit = match shelf.limit {
+            0 => fill.total << shift,
+            limit => limit,
+        };
+        Outlook {
+            limit,
+            wanted: growth.wanted(fill, rate) << shift,
+            rate: rate << shift,
+            seconds: growth.seconds_left(fill, rate),
+            is_waited_for: shelf.waiting.is_some(),
+            hold_ms: shelf.hold_ms,
+        }
+    }
+
+    /// Bytes that portions may have that are still to come.
+    pub(crate) fn room(&self) -> u64 {
+        self.shelf.lock().growth.room << self.byte_shift()
+    }
+
+    /// Whether it is low and nobody has been told.
+    pub(crate) fn has_news(&self) -> bool {
+        self.news.load(Ordering::Relaxed)
+    }
+
+    /// In how many seconds it will be full, if that is to be told: once.
+    pub(crate) fn take_news(&self) -> Option<u64> {
+        if !self.news.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        Some(self.outlook().seconds.unwrap_or(u64::MAX))
+    }
+
+    /// Takes up to `want` slots that lie side by side. `urgent`: also those that are kept back;
+    /// `hurried`: this can't wait for more.
+    pub(crate) fn take(&self, want: u64, urgent: bool, hurried: bool) -> Taken {
+        let now = time::monotonic_ns();
+        let mut guard = self.shelf.lock();
+        let shelf = &mut *guard;
+        let fill = shelf.fill();
+        let patient = !hurried && shelf.is_patient(now);
+        let reserve = shelf.growth.reserve(fill.total);
+        let taken = match stretch::room(fill, reserve, urgent, patient) {
+            Room::Some(most) => match self.take_from(&mut shelf.lanes, want.min(most)) {
+                Some((slot, len)) => {
+                    shelf.rate.add(now, len);
+                    Taken::Slots(slot, len)
+                }
+                None => Taken::Full,
+            },
+            Room::Later => {
+                shelf.waiting = shelf.waiting.or(Some(now));
+                Taken::Later
+            }
+            Room::Full => Taken::Full,
+        };
+        let (rate, since) = (shelf.rate.at(now), now.saturating_sub(shelf.told));
+        let is_old = shelf.told == 0 || since >= TELL_AGAIN_NS;
+        if is_old && shelf.growth.is_low(shelf.fill(), rate) {
+            shelf.told = now;
+            self.news.store(true, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    /// Takes up to `want` slots of the emptiest lane.
+    fn take_from(&self, lanes: &mut [Lane], want: u64) -> Option<(u64, u64)> {
         let index = fill::emptiest(lanes.iter().map(|l| l.fill))?;
         let lane = lanes.get_mut(index)?;
         loop {
@@ -233,10 +419,9 @@ impl Store {
         })
     }
 
-    /// The sectors of a disk that are its own.
-    pub(crate) fn on_disk(&self, disk: DiskId) -> impl Iterator<Item = Span<Sectors>> + '_ {
-        let there = move |portion| on_disk(portion, disk);
-        self.portions().flat_map(there)
+    /// The places on disks of its portions.
+    pub(crate) fn places(&self) -> impl Iterator<Item = &Arc<Place>> {
+        self.portions().filter_map(Portion::place)
     }
 
     /// Marks its sectors as changed in the map of every origin they lie on: what images show
@@ -246,37 +431,69 @@ impl Store {
     }
 }
 
-/// A portion that is about to be added.
-pub(crate) struct New<'a>(&'a Portion);
+impl Shelf {
+    /// How full it is.
+    fn fill(&self) -> Fill {
+        let mut sum = Fill::default();
+        for lane in self.lanes.iter() {
+            sum.used = sum.used.saturating_add(lane.fill.used);
+            sum.total = sum.total.saturating_add(lane.fill.total);
+        }
+        sum
+    }
 
-impl New<'_> {
+    /// Whether a write may wait for a portion (any longer).
+    fn is_patient(&self, now: u64) -> bool {
+        let hold = u64::from(self.hold_ms) * MS;
+        let comes = self.growth.may_grow() && SERVED.load(Ordering::Relaxed);
+        let limit = if comes { hold.max(PORTION_NS) } else { hold };
+        let waited = self.waiting.map_or(0, |since| now.saturating_sub(since));
+        waited < limit
+    }
+}
+
+/// A portion that is about to be added.
+pub(crate) struct New {
+    portion: Portion,
+    shift: u32,
+}
+
+impl New {
     /// Its device; None: it is memory.
     pub(crate) fn device(&self) -> Option<&BlockDevice> {
-        self.0.device()
+        self.portion.device()
     }
 
     /// Whether a file system gave it its blocks.
     pub(crate) fn is_file(&self) -> bool {
-        self.0.is_file()
+        self.portion.is_file()
     }
 
-    /// The sectors of its disk that it takes.
-    pub(crate) fn on_disk(&self) -> impl Iterator<Item = Span<Sectors>> + '_ {
-        let there = self.0.on_disk().map(|(_, spans)| spans);
-        there.into_iter().flatten()
+    /// Bytes that it takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.portion.bytes
     }
-}
 
-/// The sectors of a disk that a portion takes.
-fn on_disk(portion: &Portion, disk: DiskId) -> impl Iterator<Item = Span<Sectors>> + '_ {
-    let there = portion.on_disk().filter(|(on, _)| *on == disk);
-    there.map(|(_, spans)| spans).into_iter().flatten()
+    /// Where on a disk it is. None: it is memory.
+    pub(crate) fn place(&self) -> Option<&Arc<Place>> {
+        self.portion.place()
+    }
+
+    /// Leaves only those of its sectors in use that `clean` finds in a span of them: the first part
+    /// that may be used. Where nothing is left: EBUSY, cause STORE_NEEDED. ENOMEM. Sleeps.
+    pub(crate) fn retain(
+        &mut self,
+        clean: impl Fn(Span<Sectors>) -> Option<Span<Sectors>>,
+    ) -> Result<(), Refused> {
+        self.portion.retain(self.shift, clean)
+    }
 }
 
 /// Marks a portion's sectors as changed.
 fn mark_changed(portion: &Portion) {
-    if let Some((disk, spans)) = portion.on_disk() {
-        spans.for_each(|span| tracker::mark_on_disk(disk, span));
+    if let Some(place) = portion.place() {
+        let spans = place.spans.iter();
+        spans.for_each(|span| tracker::mark_on_disk(place.disk, *span));
     }
 }
 

@@ -18,10 +18,54 @@ use bdsnap_logic::fill;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use bdsnap_logic::units::SECTOR_SHIFT;
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
+use kernel::sync::Arc;
+
+/// Bytes at the beginning of a device where it may say what it is.
+const LABELS: u64 = 1 << 20;
 
 /// File systems whose files may be used by their blocks.
 const FILE_SYSTEMS: [&CStr; 2] = [c"ext4", c"xfs"];
+
+/// The sectors that a portion takes. Whoever keeps it knows for how long: the store of a snapshot that
+/// is deleted lives on while others use slots of it.
+pub(crate) struct Place {
+    /// The disk.
+    pub(crate) disk: DiskId,
+    /// Sectors of the disk.
+    pub(crate) spans: KVVec<Span<Sectors>>,
+    /// Whether they are given back.
+    gone: AtomicBool,
+}
+
+impl Place {
+    /// Of sectors of a device. ENOMEM. May sleep.
+    fn new(device: &BlockDevice, mut spans: KVVec<Span<Sectors>>) -> Result<Arc<Self>> {
+        let start = device.start_sector();
+        for span in spans.iter_mut() {
+            let first = start.checked_add(span.start()).ok_or(EINVAL)?;
+            *span = Span::of_len(first, span.len()).ok_or(EINVAL)?;
+        }
+        let place = Self {
+            disk: device.disk(),
+            spans,
+            gone: AtomicBool::new(false),
+        };
+        Ok(Arc::new(place, GFP_KERNEL)?)
+    }
+
+    /// Whether its sectors are given back.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Whether it has any of these sectors of a disk.
+    pub(crate) fn overlaps(&self, disk: DiskId, span: Span<Sectors>) -> bool {
+        self.disk == disk && self.spans.iter().any(|own| own.overlaps(span))
+    }
+}
 
 /// Where a portion is.
 pub(super) enum Medium {
@@ -29,8 +73,8 @@ pub(super) enum Medium {
     Device {
         /// The device.
         device: BlockDevice,
-        /// Its sectors that are the portion's own.
-        spans: KVVec<Span<Sectors>>,
+        /// The portion's sectors.
+        place: Arc<Place>,
         /// Keeps the blocks where they are; None: it is a range of the device.
         file: Option<PinnedFile>,
     },
@@ -46,6 +90,8 @@ pub(super) struct Portion {
     pub(super) pieces: KVVec<Piece>,
     /// How many extents were mapped.
     pub(super) extents: u32,
+    /// Bytes that it takes, those included that can't be used.
+    pub(super) bytes: u64,
 }
 
 impl Portion {
@@ -89,12 +135,13 @@ impl Portion {
         let pieces = pieces_of(&extents, shift)?;
         Self {
             medium: Medium::Device {
+                place: Place::new(&device, spans)?,
                 device,
-                spans,
                 file: Some(pinned),
             },
             pieces,
             extents: mapped,
+            bytes: len,
         }
         .checked()
     }
@@ -121,10 +168,13 @@ impl Portion {
             && (offset | len) & (granule - 1) == 0;
         let span = Span::from_bytes_exact(offset, len).filter(|_| range_ok);
         let span = span.ok_or(Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_RANGE))?;
+        // Nothing of an origin is put where tools look for what a device is: it would be taken for a
+        // second one of the origin's file system.
+        let begin = offset.max(LABELS);
         let mut extents = [RawExtent {
             logical: 0,
-            physical: offset,
-            length: len,
+            physical: begin,
+            length: offset.saturating_add(len).saturating_sub(begin),
             flags: 0,
         }];
         trim(&mut extents, device.start_sector(), shift);
@@ -133,25 +183,21 @@ impl Portion {
         spans.push(span, GFP_KERNEL)?;
         Self {
             medium: Medium::Device {
+                place: Place::new(&device, spans)?,
                 device,
-                spans,
                 file: None,
             },
             pieces,
             extents: 0,
+            bytes: len,
         }
         .checked()
     }
 
-    /// Of `len` bytes of memory. Sleeps.
-    pub(super) fn of_memory(shift: u32, len: u64) -> Result<Self, Refused> {
+    /// Of memory. Sleeps.
+    pub(super) fn of_memory(shift: u32, memory: Pages) -> Result<Self, Refused> {
         let granule = 1u64 << (shift + SECTOR_SHIFT);
-        let len = len & !(granule - 1);
-        if len == 0 {
-            return Err(Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_SMALL));
-        }
-        let memory =
-            Pages::new(len).map_err(|_| Refused::new(ENOMEM, abi::BDSNAP_CAUSE_STORE_MEMORY))?;
+        let len = memory.bytes() & !(granule - 1);
         let extents = [RawExtent {
             logical: 0,
             physical: 0,
@@ -163,6 +209,7 @@ impl Portion {
             medium: Medium::Memory(memory),
             pieces,
             extents: 0,
+            bytes: len,
         }
         .checked()
     }
@@ -174,6 +221,54 @@ impl Portion {
             n if n > fill::PORTION_SLOTS => Err(EINVAL.into()),
             _ => Ok(self),
         }
+    }
+
+    /// Leaves only the slots that lie on sectors of the disk that `clean` names: of a span, the first
+    /// part that may be used. ENOMEM; EBUSY: none is left. Sleeps.
+    pub(super) fn retain(
+        &mut self,
+        shift: u32,
+        clean: impl Fn(Span<Sectors>) -> Option<Span<Sectors>>,
+    ) -> Result<(), Refused> {
+        let Medium::Device { device, .. } = &self.medium else {
+            return Ok(());
+        };
+        let start = device.start_sector();
+        let mut pieces: KVVec<Piece> = KVVec::new();
+        for piece in self.pieces.iter() {
+            let sectors = Span::of_len(start.saturating_add(piece.sector), piece.granules << shift);
+            let mut rest = sectors.ok_or(EINVAL)?;
+            while let Some(part) = clean(rest) {
+                let mut granules = part.start()..part.end();
+                // Whole granules only, on the grid of the piece.
+                let into = granules
+                    .start
+                    .saturating_sub(start.saturating_add(piece.sector));
+                let skip = into.next_multiple_of(1 << shift).saturating_sub(into);
+                granules.start = granules.start.saturating_add(skip);
+                let count = granules.end.saturating_sub(granules.start) >> shift;
+                if count > 0 {
+                    let new = Piece {
+                        sector: granules.start.saturating_sub(start),
+                        slot: extent::total(&pieces),
+                        granules: count,
+                    };
+                    match pieces
+                        .last_mut()
+                        .map(|last| (extent::join(last, &new, shift), last))
+                    {
+                        Some((Some(joined), last)) => *last = joined,
+                        _ => pieces.push(new, GFP_KERNEL)?,
+                    }
+                }
+                (_, rest) = rest.split_at(part.end());
+            }
+        }
+        if pieces.is_empty() {
+            return Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_STORE_NEEDED));
+        }
+        self.pieces = pieces;
+        Ok(())
     }
 
     /// How many slots it has.
@@ -194,17 +289,20 @@ impl Portion {
         matches!(&self.medium, Medium::Device { file: Some(_), .. })
     }
 
-    /// The disk that it is on, and its sectors there. None: it is memory.
-    pub(super) fn on_disk(&self) -> Option<(DiskId, impl Iterator<Item = Span<Sectors>> + '_)> {
-        let Medium::Device { device, spans, .. } = &self.medium else {
-            return None;
-        };
-        let start = device.start_sector();
-        let on_disk = move |span: &Span<Sectors>| {
-            let first = start.checked_add(span.start())?;
-            Span::of_len(first, span.len())
-        };
-        Some((device.disk(), spans.iter().filter_map(on_disk)))
+    /// Its place on a disk. None: it is memory.
+    pub(super) fn place(&self) -> Option<&Arc<Place>> {
+        match &self.medium {
+            Medium::Device { place, .. } => Some(place),
+            Medium::Memory(_) => None,
+        }
+    }
+}
+
+impl Drop for Portion {
+    fn drop(&mut self) {
+        if let Some(place) = self.place() {
+            place.gone.store(true, Ordering::Release);
+        }
     }
 }
 

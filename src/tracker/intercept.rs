@@ -72,6 +72,9 @@ fn let_pass(
         }
     };
     // Only now, counted and with the gate seen open, are version and map those of this write.
+    if let Some(recorder) = tracker.recorder.read(guard) {
+        recorder.written(span);
+    }
     let versions = tracker.versions.read(guard);
     let must_copy = versions.is_some_and(|v| v.may_need(span));
     if must_copy && nowait {

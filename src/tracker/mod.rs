@@ -16,6 +16,7 @@ use crate::cbt::Kinds;
 use crate::cbt::Map;
 use crate::cow;
 use crate::cow::Chain;
+use crate::cow::Recorder;
 use crate::cow::Versions;
 use crate::event;
 use crate::kapi::abi;
@@ -89,6 +90,8 @@ pub(crate) struct Tracker {
     pub(crate) inflight: KBox<Inflight>,
     /// The versions, for those who take no lock.
     pub(crate) versions: RcuCell<Versions>,
+    /// Records writes, if somebody has asked for it.
+    pub(crate) recorder: RcuCell<Recorder>,
     /// Writes that the hook took.
     #[pin]
     arrivals: SpinLock<Arrivals>,
@@ -242,6 +245,7 @@ impl Tracker {
                 map <- Map::new(sectors, kinds),
                 inflight,
                 versions: RcuCell::empty(),
+                recorder: RcuCell::empty(),
                 arrivals <- new_spinlock!(Arrivals {
                     held: HeldList::new(),
                     gate: ParkedList::new(),

@@ -192,6 +192,20 @@ abi_struct! {
         cause: u32,
         /// In: 0.
         reserved: u32,
+        /// In: the snapshot whose store is to grow; else zero.
+        snapshot: [u8; 16],
+    }
+}
+
+abi_struct! {
+    /// `struct bdsnap_store_drop`.
+    StoreDrop = "bdsnap_store_drop" {
+        /// Bytes of this struct.
+        size: u32,
+        /// In: 0.
+        flags: u32,
+        /// In: from STORE_ADD.
+        store: u64,
     }
 }
 
@@ -250,6 +264,16 @@ abi_struct! {
         freeze_ns: u64,
         /// Out: first gate closed to all gates open.
         gate_ns: u64,
+        /// In: bytes of portions; 0: the store stays as it is.
+        store_limit: u64,
+        /// In: bytes that are asked for at a time, at least.
+        store_portion: u64,
+        /// In: note_len bytes that the kernel keeps.
+        note: u64,
+        /// In: up to BDSNAP_MAX_NOTE.
+        note_len: u32,
+        /// In: writes wait so long for a portion when the store is full.
+        hold_ms: u32,
     }
 }
 
@@ -292,8 +316,18 @@ abi_struct! {
         store_major: u32,
         /// See `store_major`.
         store_minor: u32,
-        /// Zero.
-        reserved: u32,
+        /// 1: writes wait for a portion.
+        store_waiting: u32,
+        /// Bytes that a portion should have; 0: none is needed.
+        store_wanted: u64,
+        /// Bytes used a second.
+        store_rate: u64,
+        /// Seconds until it is full at this rate, growing included; `u64::MAX`: it isn't used.
+        store_seconds: u64,
+        /// As in SNAPSHOT_CREATE.
+        hold_ms: u32,
+        /// Bytes of its note.
+        note_len: u32,
     }
 }
 
@@ -332,6 +366,8 @@ abi_struct! {
         openers: u32,
         /// Zero.
         reserved: u32,
+        /// Free at the cut: read as zeros.
+        bytes_free: u64,
     }
 }
 
@@ -400,6 +436,20 @@ abi_struct! {
 }
 
 abi_struct! {
+    /// `struct bdsnap_record`.
+    Record = "bdsnap_record" {
+        /// Bytes of this struct.
+        size: u32,
+        /// In: 0.
+        flags: u32,
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    }
+}
+
+abi_struct! {
     /// `struct bdsnap_events`.
     Events = "bdsnap_events" {
         /// Bytes of this struct.
@@ -408,6 +458,38 @@ abi_struct! {
         flags: u32,
         /// Out: a new descriptor.
         fd: i32,
+        /// In: 0.
+        reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// `struct bdsnap_snapshot_note`.
+    SnapshotNote = "bdsnap_snapshot_note" {
+        /// Bytes of this struct.
+        size: u32,
+        /// In: 0.
+        flags: u32,
+        /// The snapshot.
+        id: [u8; 16],
+        /// In: u8\[length\].
+        buffer: u64,
+        /// In: room; out: bytes of the note.
+        length: u32,
+        /// In: 0.
+        reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// `struct bdsnap_serve`.
+    Serve = "bdsnap_serve" {
+        /// Bytes of this struct.
+        size: u32,
+        /// See the header.
+        flags: u32,
+        /// Out: 1: somebody serves.
+        served: u32,
         /// In: 0.
         reserved: u32,
     }
@@ -434,7 +516,7 @@ abi_struct! {
         generation: [u8; 16],
         /// The snapshot's id.
         snapshot: [u8; 16],
-        /// Of the snapshot for this origin; how many were lost.
+        /// Of the snapshot for this origin; how many were lost; in how many seconds a store is full.
         number: u64,
     }
 }
@@ -482,6 +564,7 @@ pub mod op {
         UNTRACK = 0x02: Untrack;
         LIST_ORIGINS = 0x03: List;
         STORE_ADD = 0x10: StoreAdd;
+        STORE_DROP = 0x11: StoreDrop;
         SNAPSHOT_CREATE = 0x20: SnapshotCreate;
         SNAPSHOT_KEEP = 0x21: SnapshotRef;
         SNAPSHOT_DELETE = 0x22: SnapshotRef;
@@ -489,7 +572,11 @@ pub mod op {
         LIST_VERSIONS = 0x24: List;
         MAP_READ = 0x30: MapRead;
         MARK = 0x31: Mark;
+        SNAPSHOT_NOTE = 0x25: SnapshotNote;
+        RECORD = 0x32: Record;
+        FREE = 0x33: Mark;
         EVENTS = 0x40: Events;
+        SERVE = 0x41: Serve;
     }
 }
 
@@ -510,6 +597,7 @@ pub const STRUCTS: &[StructLayout] = &[
     (List::C_NAME, List::SIZE, List::FIELDS),
     (OriginInfo::C_NAME, OriginInfo::SIZE, OriginInfo::FIELDS),
     (StoreAdd::C_NAME, StoreAdd::SIZE, StoreAdd::FIELDS),
+    (StoreDrop::C_NAME, StoreDrop::SIZE, StoreDrop::FIELDS),
     (
         SnapshotDevice::C_NAME,
         SnapshotDevice::SIZE,
@@ -530,6 +618,13 @@ pub const STRUCTS: &[StructLayout] = &[
     (MapRead::C_NAME, MapRead::SIZE, MapRead::FIELDS),
     (Range::C_NAME, Range::SIZE, Range::FIELDS),
     (Mark::C_NAME, Mark::SIZE, Mark::FIELDS),
+    (Record::C_NAME, Record::SIZE, Record::FIELDS),
     (Events::C_NAME, Events::SIZE, Events::FIELDS),
+    (
+        SnapshotNote::C_NAME,
+        SnapshotNote::SIZE,
+        SnapshotNote::FIELDS,
+    ),
+    (Serve::C_NAME, Serve::SIZE, Serve::FIELDS),
     (Event::C_NAME, Event::SIZE, Event::FIELDS),
 ];

@@ -153,6 +153,14 @@ impl Sysfs {
             .find_map(|h| Some(h.file_name()?.to_str()?.to_owned()))
     }
 
+    /// Where a partition begins on its disk, bytes; 0 for a disk.
+    pub fn start(&self, num: DevNum) -> Option<u64> {
+        match read(&self.dir(num)?.join("start")) {
+            Some(sectors) => sectors.parse::<u64>().ok()?.checked_mul(512),
+            None => Some(0),
+        }
+    }
+
     /// Loop devices in use: each with the path of its file.
     pub fn loops(&self) -> Vec<(DevNum, PathBuf)> {
         entries(&self.root.join("block"))

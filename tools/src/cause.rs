@@ -109,6 +109,14 @@ pub fn look_up(number: u32) -> Option<Cause> {
             cause("store-range", "the store's range is not inside its device"),
             "offset and size are multiples of 4K, and end before the device does",
         ),
+        CAUSE_STORE_NEEDED => hint(
+            cause(
+                "store-needed",
+                "the blocks that the file system gave hold what snapshots still need",
+            ),
+            "put the store on another disk",
+        ),
+        CAUSE_STORE_LIMIT => cause("store-limit", "that is more than the store may have"),
         CAUSE_STORE_MEMORY => hint(
             cause("store-memory", "so much memory is not free"),
             "give a smaller one, or a file: --store file:PATH",

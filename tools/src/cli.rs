@@ -4,6 +4,7 @@ use crate::commands;
 use bdsnap::error::Error;
 use bdsnap::error::Result;
 use bdsnap::size::parse_size;
+use bdsnap::snapshot;
 use bdsnap::snapshot::Request;
 use clap::Args;
 use clap::Parser;
@@ -63,6 +64,8 @@ pub enum Command {
     Backup(commands::backup::Args),
     /// Write a backup back to a device or a file.
     Restore(commands::restore::Args),
+    /// Make the portions that stores ask for which may grow.
+    Service(commands::service::Args),
     /// For udev: the snapshot and the origin of an image.
     #[command(hide = true)]
     UdevImport(commands::udev_import::Args),
@@ -77,9 +80,9 @@ pub enum Command {
 /// Whether blocks free in the file system are left out of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SkipFree {
-    /// Where it is possible; for now: never.
+    /// Of ext4 and XFS that lie directly on an origin, or a partition of it, and are frozen.
     Auto,
-    /// Always, or fail. Not supported yet.
+    /// The same, and it is an error where there is none.
     On,
     /// Never: every byte of the image is the origin's, but for the store's own.
     Off,
@@ -92,6 +95,10 @@ pub struct SnapshotArgs {
     /// dev:PATH[,offset=..,size=..], a block device that nobody uses; mem:SIZE. Several are used side
     /// by side. Default: a file on the origin's own file system or in /var/lib/bdsnap, 10 % of the
     /// origins.
+    ///
+    /// A file with a limit above its size (size=64M,limit=10G[,portion=256M]) grows while `bdsnap service`
+    /// runs, as it fills up. When it is full the image fails (on-full=fail, the default), or writers wait
+    /// first for room (on-full=hold=SECONDS).
     #[arg(long, value_name = "SPEC")]
     store: Vec<String>,
     /// Freeze the file systems on these devices, too.
@@ -106,7 +113,8 @@ pub struct SnapshotArgs {
     /// Time limit of each hook.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     hook_timeout: u64,
-    /// Leave blocks out that are free in the file system; `auto` and `off` both keep all for now.
+    /// Leave blocks out that are free in the file system: they read as zeros in the image, and cost
+    /// nothing.
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
     skip_free: SkipFree,
     /// The unit that is copied; 4K is the only one for now.
@@ -118,11 +126,6 @@ impl SnapshotArgs {
     /// The request for `devices`. What is not there yet is
     /// [`bdsnap::error::Kind::Unsupported`].
     pub fn request(&self, devices: &[PathBuf]) -> Result<Request> {
-        if self.skip_free == SkipFree::On {
-            return Err(Error::unsupported("--skip-free on is not supported yet")
-                .code("skip-free")
-                .hint("use auto or off: everything is kept"));
-        }
         let granule = parse_size(&self.granule)?;
         let smallest = u64::from(bdsnap::abi::GRANULE_MIN);
         if !granule.is_power_of_two() || granule < smallest {
@@ -144,6 +147,11 @@ impl SnapshotArgs {
             store: store.collect::<Result<_>>()?,
             freeze: self.freeze.clone(),
             no_freeze: self.no_freeze,
+            skip_free: match self.skip_free {
+                SkipFree::Auto => snapshot::SkipFree::Auto,
+                SkipFree::On => snapshot::SkipFree::On,
+                SkipFree::Off => snapshot::SkipFree::Off,
+            },
             hooks: self.hooks.clone(),
             hook_timeout: Some(Duration::from_secs(self.hook_timeout)),
         })
@@ -193,7 +201,7 @@ mod tests {
         let plain = request_of(&["--skip-free", "off", "--granule", "4096"]).unwrap();
         assert_eq!(plain.devices, [PathBuf::from("/dev/x")]);
         assert!(plain.store.is_empty());
-        assert_eq!(request_of(&["--skip-free", "on"]).unwrap_err(), 6);
+        assert_eq!(plain.skip_free, snapshot::SkipFree::Off);
         assert_eq!(request_of(&["--granule", "64K"]).unwrap_err(), 6);
         assert_eq!(request_of(&["--granule", "3"]).unwrap_err(), 2);
         assert_eq!(request_of(&["--store", "tape:1G"]).unwrap_err(), 2);

@@ -145,13 +145,21 @@ pub enum Portion<'a> {
 
 /// What [`Control::snapshot_create`] is asked for.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct CreateOptions {
+pub struct CreateOptions<'a> {
     /// Handle of the store, from [`Control::store_add`].
     pub store: u64,
     /// Time limit for freezing all file systems, milliseconds; 0: the module's default.
     pub freeze_timeout_ms: u32,
     /// Time limit for draining all origins, milliseconds; 0: the module's default.
     pub drain_timeout_ms: u32,
+    /// The most that the store may have, bytes; 0: it stays as it is.
+    pub limit: u64,
+    /// What it asks for at a time at least, bytes; 0 only without a limit.
+    pub portion: u64,
+    /// How long writes may wait for a portion when it is full, milliseconds.
+    pub hold_ms: u32,
+    /// Kept by the kernel for [`Control::snapshot_note`]: up to [`abi::MAX_NOTE`] bytes.
+    pub note: &'a [u8],
 }
 
 /// A change map's head, from [`Control::map_read`].
@@ -292,11 +300,29 @@ impl Control {
         granule: u32,
         portion: &Portion<'_>,
     ) -> CallResult<abi::StoreAdd> {
-        let mut arg = abi::StoreAdd {
+        let arg = abi::StoreAdd {
             store,
             granule,
             ..Default::default()
         };
+        self.add(arg, portion)
+    }
+
+    /// Gives back a store that has no snapshot.
+    pub fn store_drop(&self, store: u64) -> CallResult<()> {
+        ioctl::store_drop(self.fd(), store).map_err(|e| CallError::new("store drop", e))
+    }
+
+    /// Adds a portion to the store of a snapshot that may grow. ENOENT: it is gone.
+    pub fn store_grow(&self, snapshot: Uuid, portion: &Portion<'_>) -> CallResult<abi::StoreAdd> {
+        let arg = abi::StoreAdd {
+            snapshot: snapshot.into_bytes(),
+            ..Default::default()
+        };
+        self.add(arg, portion)
+    }
+
+    fn add(&self, mut arg: abi::StoreAdd, portion: &Portion<'_>) -> CallResult<abi::StoreAdd> {
         let mut room = Vec::new();
         let file = match portion {
             Portion::File(file) => {
@@ -331,7 +357,7 @@ impl Control {
     /// `freeze` (top first) frozen. [`CallError::index`] tells which device or file system failed.
     pub fn snapshot_create(
         &self,
-        options: CreateOptions,
+        options: CreateOptions<'_>,
         devices: &mut [abi::SnapshotDevice],
         freeze: &[BorrowedFd<'_>],
     ) -> CallResult<abi::SnapshotCreate> {
@@ -339,9 +365,13 @@ impl Control {
             store: options.store,
             freeze_timeout_ms: options.freeze_timeout_ms,
             drain_timeout_ms: options.drain_timeout_ms,
+            store_limit: options.limit,
+            store_portion: options.portion,
+            hold_ms: options.hold_ms,
             ..Default::default()
         };
-        ioctl::snapshot_create(self.fd(), &mut arg, devices, freeze).map_err(|e| CallError {
+        let result = ioctl::snapshot_create(self.fd(), &mut arg, devices, freeze, options.note);
+        result.map_err(|e| CallError {
             cause: arg.cause,
             index: arg.fail_index,
             ..CallError::new("snapshot", e)
@@ -398,6 +428,45 @@ impl Control {
     /// A new file that delivers all events from now on: see [`crate::events`].
     pub fn events(&self) -> CallResult<OwnedFd> {
         ioctl::events(self.fd()).map_err(|e| CallError::new("events", e))
+    }
+
+    /// Records all writes to an origin until this object takes a snapshot of it or is gone. EBUSY:
+    /// somebody else has it recorded.
+    pub fn record(&self, device: DevNum) -> CallResult<()> {
+        ioctl::record(self.fd(), device.major, device.minor)
+            .map_err(|e| CallError::new("record", e))
+    }
+
+    /// Tells what the file system of an origin said to be free after [`Control::record`]: up to
+    /// [`abi::MAX_RANGES`] ranges of bytes.
+    pub fn free(&self, device: DevNum, ranges: &[abi::Range]) -> CallResult<()> {
+        let mut arg = abi::Mark {
+            major: device.major,
+            minor: device.minor,
+            ..Default::default()
+        };
+        ioctl::free(self.fd(), &mut arg, ranges).map_err(|e| CallError::new("free", e))
+    }
+
+    /// What was kept with a snapshot by [`CreateOptions::note`].
+    pub fn snapshot_note(&self, id: Uuid) -> CallResult<Vec<u8>> {
+        let mut note = vec![0; abi::MAX_NOTE as usize];
+        let length = ioctl::snapshot_note(self.fd(), id.into_bytes(), &mut note)
+            .map_err(|e| CallError::new("snapshot note", e))?;
+        note.truncate(length);
+        Ok(note)
+    }
+
+    /// Serves stores that may grow, as long as this object lives. EBUSY: somebody else does.
+    pub fn serve(&self) -> CallResult<()> {
+        ioctl::serve(self.fd(), 0)
+            .map(|_| ())
+            .map_err(|e| CallError::new("serve", e))
+    }
+
+    /// Whether anybody serves stores that may grow.
+    pub fn is_served(&self) -> CallResult<bool> {
+        ioctl::serve(self.fd(), abi::SERVE_QUERY).map_err(|e| CallError::new("serve", e))
     }
 
     /// Records `ranges` (bytes) of an origin as changed: all of them or none.

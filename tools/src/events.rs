@@ -17,6 +17,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::VecDeque;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// An event. Fields that it has nothing for are `None`.
@@ -27,7 +28,7 @@ pub struct Event {
     /// When, RFC 3339.
     pub time: String,
     /// "tracked", "untracked", "origin-ended", "snapshot-created", "snapshot-failed",
-    /// "snapshot-damaged", "snapshot-deleted", "lost".
+    /// "snapshot-damaged", "snapshot-deleted", "store-low", "lost".
     pub event: &'static str,
     /// Why: a code, as in `status`.
     pub cause: Option<&'static str>,
@@ -39,6 +40,8 @@ pub struct Event {
     pub snapshot: Option<Uuid>,
     /// Number of the snapshot for this origin; "lost": how many events.
     pub number: Option<u64>,
+    /// "store-low": in how many seconds it is full at this rate, growing included.
+    pub seconds: Option<u64>,
 }
 
 /// The name of a type.
@@ -52,6 +55,7 @@ fn name(kind: u32) -> &'static str {
         abi::EVENT_DAMAGED => "snapshot-damaged",
         abi::EVENT_DELETED => "snapshot-deleted",
         abi::EVENT_LOST => "lost",
+        abi::EVENT_LOW => "store-low",
         _ => "unknown",
     }
 }
@@ -60,6 +64,7 @@ impl From<&abi::Event> for Event {
     fn from(event: &abi::Event) -> Self {
         let uuid = |bytes: [u8; 16]| Some(Uuid::from_bytes(bytes)).filter(|u| !u.is_nil());
         let device = abi::text(&event.name);
+        let is_low = event.r#type == abi::EVENT_LOW;
         Event {
             sequence: event.sequence,
             time: rfc3339(event.time_ns),
@@ -68,7 +73,8 @@ impl From<&abi::Event> for Event {
             device: (!device.is_empty()).then(|| dev_path(&device)),
             generation: uuid(event.generation),
             snapshot: uuid(event.snapshot),
-            number: Some(event.number).filter(|n| *n != 0),
+            number: Some(event.number).filter(|n| *n != 0 && !is_low),
+            seconds: Some(event.number).filter(|n| *n != u64::MAX && is_low),
         }
     }
 }
@@ -92,22 +98,28 @@ impl Events {
 
     /// Waits for the next one; `None`: a signal came.
     pub fn next(&mut self, signals: &Signals) -> Result<Option<Event>> {
-        let fail = |e| Error::io("can't read events", e);
         loop {
-            if let Some(event) = self.read.pop_front() {
-                return Ok(Some(Event::from(&event)));
-            }
-            if signals.stop() {
+            if signals.stop() && self.read.is_empty() {
                 return Ok(None);
             }
             // A signal that comes before the wait is seen after a second.
-            let second = rustix::event::Timespec {
-                tv_sec: 1,
-                tv_nsec: 0,
+            if let Some(event) = self.within(Duration::from_secs(1))? {
+                return Ok(Some(event));
+            }
+        }
+    }
+
+    /// Waits up to so long for the next one.
+    pub fn within(&mut self, time: Duration) -> Result<Option<Event>> {
+        let fail = |e| Error::io("can't read events", e);
+        if self.read.is_empty() {
+            let time = rustix::event::Timespec {
+                tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: time.subsec_nanos().into(),
             };
             let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
-            match poll(&mut fds, Some(&second)) {
-                Ok(0) | Err(Errno::INTR) => continue,
+            match poll(&mut fds, Some(&time)) {
+                Ok(0) | Err(Errno::INTR) => return Ok(None),
                 Ok(_) => {}
                 Err(e) => return Err(fail(e)),
             }
@@ -115,6 +127,7 @@ impl Events {
             let n = ioctl::read_events(self.fd.as_fd(), &mut batch).map_err(fail)?;
             self.read.extend(&batch[..n]);
         }
+        Ok(self.read.pop_front().map(|event| Event::from(&event)))
     }
 }
 
@@ -141,5 +154,8 @@ mod tests {
         assert!(event.snapshot.is_some());
         assert_eq!(event.generation, None);
         assert_eq!(name(9999), "unknown");
+        raw.r#type = abi::EVENT_LOW;
+        let low = Event::from(&raw);
+        assert_eq!((low.number, low.seconds), (None, Some(3)));
     }
 }

@@ -13,7 +13,9 @@ use rustix::fs::OFlags;
 use rustix::fs::StatxFlags;
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
@@ -117,11 +119,7 @@ pub fn depths(
     const LIMIT: usize = 32;
     let loop_on: Vec<(DevNum, DevNum)> = loops
         .iter()
-        .filter_map(|(num, file)| {
-            let dev = dev_num(fs::metadata(file).ok()?.dev());
-            let mount = mounts.iter().find(|m| m.super_block == dev)?;
-            Some((mount.device()?, *num))
-        })
+        .filter_map(|(num, file)| Some((under_loop(mounts, file)?, *num)))
         .collect();
     let mut depth: HashMap<DevNum, usize> = HashMap::new();
     let mut queue: Vec<(DevNum, usize)> = devices.iter().map(|&d| (d, 0)).collect();
@@ -138,6 +136,16 @@ pub fn depths(
         queue.extend(stacked.chain(in_files).map(|above| (above, level + 1)));
     }
     depth
+}
+
+/// The device under a loop device on `file`: that of its file system, or the file itself.
+pub fn under_loop(mounts: &[Mount], file: &Path) -> Option<DevNum> {
+    let meta = fs::metadata(file).ok()?;
+    if meta.file_type().is_block_device() {
+        return Some(dev_num(meta.rdev()));
+    }
+    let dev = dev_num(meta.dev());
+    mounts.iter().find(|m| m.super_block == dev)?.device()
 }
 
 /// Opens a file system by one of its mount points; each is checked not to be covered by another

@@ -138,12 +138,24 @@ pub fn store_add(
     unsafe { update::<{ op::STORE_ADD }, _>(fd, arg) }
 }
 
+/// `BDSNAP_IOC_STORE_DROP`.
+pub fn store_drop(fd: BorrowedFd<'_>, store: u64) -> Result<()> {
+    let mut arg = abi::StoreDrop {
+        size: size_of::<abi::StoreDrop>(),
+        flags: 0,
+        store,
+    };
+    // SAFETY: the struct of this ioctl; it holds no address.
+    unsafe { update::<{ op::STORE_DROP }, _>(fd, &mut arg) }
+}
+
 /// `BDSNAP_IOC_SNAPSHOT_CREATE` of `devices`, with the file systems of `freeze` frozen.
 pub fn snapshot_create(
     fd: BorrowedFd<'_>,
     arg: &mut abi::SnapshotCreate,
     devices: &mut [abi::SnapshotDevice],
     freeze: &[BorrowedFd<'_>],
+    note: &[u8],
 ) -> Result<()> {
     let fds: Vec<i32> = freeze.iter().map(|fd| fd.as_raw_fd()).collect();
     arg.size = size_of::<abi::SnapshotCreate>();
@@ -155,8 +167,10 @@ pub fn snapshot_create(
         fds.as_ptr() as u64
     };
     arg.freeze_count = u32::try_from(fds.len()).unwrap_or(u32::MAX);
+    arg.note = note.as_ptr() as u64;
+    arg.note_len = u32::try_from(note.len()).unwrap_or(u32::MAX);
     // SAFETY: the struct of this ioctl; `devices` is borrowed mutably and holds integers only, the
-    // kernel only reads `freeze_fds`, and both live until the call returns.
+    // kernel only reads `freeze_fds` and `note`, and all live until the call returns.
     unsafe { update::<{ op::SNAPSHOT_CREATE }, _>(fd, arg) }
 }
 
@@ -204,6 +218,99 @@ pub fn mark(fd: BorrowedFd<'_>, arg: &mut abi::Mark, ranges: &[abi::Range]) -> R
     unsafe { update::<{ op::MARK }, _>(fd, arg) }
 }
 
+/// `BDSNAP_IOC_RECORD`.
+pub fn record(fd: BorrowedFd<'_>, major: u32, minor: u32) -> Result<()> {
+    let mut arg = abi::Record {
+        size: size_of::<abi::Record>(),
+        flags: 0,
+        major,
+        minor,
+    };
+    // SAFETY: the struct of this ioctl; it holds no address.
+    unsafe { update::<{ op::RECORD }, _>(fd, &mut arg) }
+}
+
+/// `BDSNAP_IOC_FREE` of `ranges`.
+pub fn free(fd: BorrowedFd<'_>, arg: &mut abi::Mark, ranges: &[abi::Range]) -> Result<()> {
+    arg.size = size_of::<abi::Mark>();
+    arg.ranges = ranges.as_ptr() as u64;
+    arg.count = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
+    // SAFETY: the struct of this ioctl; the kernel only reads the `count` ranges.
+    unsafe { update::<{ op::FREE }, _>(fd, arg) }
+}
+
+/// `struct fsmap` of `linux/fsmap.h`; the head of `struct fsmap_head` has the same size.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FsMap {
+    /// Device number; of the head: flags that go in.
+    pub device: u32,
+    /// `FMR_OF_*`; of the head: `FMH_OF_*` that come out.
+    pub flags: u32,
+    /// Bytes on the device; of the head: room (low half) and records (high half).
+    pub physical: u64,
+    /// `FMR_OWN_*`, with the flag SPECIAL_OWNER.
+    pub owner: u64,
+    /// Bytes in the owner.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Zero.
+    pub reserved: [u64; 3],
+}
+
+/// How many records [`getfsmap`] gives at a time.
+pub const FSMAP_ROOM: usize = 1024;
+
+/// `struct fsmap_head` with room for records.
+#[repr(C)]
+#[derive(Debug)]
+pub struct FsMapHead {
+    head: FsMap,
+    keys: [FsMap; 2],
+    /// The records; see [`getfsmap`].
+    pub records: [FsMap; FSMAP_ROOM],
+}
+
+/// `FS_IOC_GETFSMAP` (`linux/fsmap.h`): fills in the records that follow `after` (the last one of the call
+/// before, or none at first); returns how many there are, and the flags of the head. EOPNOTSUPP, ENOTTY:
+/// the file system can't tell.
+pub fn getfsmap(
+    fd: impl AsFd,
+    after: Option<FsMap>,
+    buffer: &mut Box<FsMapHead>,
+) -> Result<(usize, u32)> {
+    const GETFSMAP: Opcode = opcode::read_write::<[FsMap; 3]>(b'X', 59);
+    buffer.head = FsMap {
+        physical: FSMAP_ROOM as u64,
+        ..Default::default()
+    };
+    buffer.keys[0] = after.unwrap_or_default();
+    buffer.keys[1] = FsMap {
+        device: u32::MAX,
+        flags: u32::MAX,
+        physical: u64::MAX,
+        owner: u64::MAX,
+        offset: u64::MAX,
+        ..Default::default()
+    };
+    // SAFETY: this ioctl reads the head and the keys, and writes as many records as the head has room for.
+    unsafe { ioctl(fd, Updater::<GETFSMAP, FsMapHead>::new(&mut **buffer))? };
+    let count = usize::try_from(buffer.head.physical >> 32).unwrap_or(0);
+    Ok((count.min(FSMAP_ROOM), buffer.head.flags))
+}
+
+impl FsMapHead {
+    /// An empty one.
+    pub fn new() -> Box<Self> {
+        Box::new(FsMapHead {
+            head: FsMap::default(),
+            keys: [FsMap::default(); 2],
+            records: [FsMap::default(); FSMAP_ROOM],
+        })
+    }
+}
+
 /// `BDSNAP_IOC_EVENTS`: a new file that delivers events.
 pub fn events(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     let mut arg = abi::Events {
@@ -214,6 +321,32 @@ pub fn events(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     unsafe { update::<{ op::EVENTS }, _>(fd, &mut arg)? };
     // SAFETY: the kernel has made this descriptor for us, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(arg.fd) })
+}
+
+/// `BDSNAP_IOC_SNAPSHOT_NOTE`: reads the note of snapshot `id` into `note`; how long it is.
+pub fn snapshot_note(fd: BorrowedFd<'_>, id: [u8; 16], note: &mut [u8]) -> Result<usize> {
+    let mut arg = abi::SnapshotNote {
+        size: size_of::<abi::SnapshotNote>(),
+        id,
+        buffer: note.as_mut_ptr() as u64,
+        length: u32::try_from(note.len()).unwrap_or(u32::MAX),
+        ..Default::default()
+    };
+    // SAFETY: the struct of this ioctl; `buffer` has room for `length` bytes.
+    unsafe { update::<{ op::SNAPSHOT_NOTE }, _>(fd, &mut arg)? };
+    Ok(arg.length as usize)
+}
+
+/// `BDSNAP_IOC_SERVE`: whether somebody serves stores then.
+pub fn serve(fd: BorrowedFd<'_>, flags: u32) -> Result<bool> {
+    let mut arg = abi::Serve {
+        size: size_of::<abi::Serve>(),
+        flags,
+        ..Default::default()
+    };
+    // SAFETY: the struct of this ioctl; it holds no address.
+    unsafe { update::<{ op::SERVE }, _>(fd, &mut arg)? };
+    Ok(arg.served != 0)
 }
 
 /// Reads as many events as fit: how many. EAGAIN where the file is O_NONBLOCK and there is none.

@@ -5,10 +5,10 @@
 //!
 //! - [`abi`], [`ioctl`], [`device`]: the module's ioctls; everything else builds on
 //!   [`device::Control`].
-//! - [`blockdev`], [`mounts`], [`stack`], [`freeze`], [`store`], [`hooks`], [`signals`]: what a
+//! - [`blockdev`], [`mounts`], [`stack`], [`freeze`], [`fsmap`], [`store`], [`hooks`], [`signals`]: what a
 //!   snapshot needs from the machine.
-//! - [`tracking`], [`snapshot`], [`state`], [`events`], [`changes`]: doing it, looking at what there
-//!   is and happens, what changed.
+//! - [`tracking`], [`snapshot`], [`state`], [`events`], [`service`], [`changes`]: doing it, looking at
+//!   what there is and happens, what makes stores grow, what changed.
 //! - [`backup`], [`restore`]: chains of qcow2 files.
 //! - [`error`], [`cause`], [`size`]: what is told to people and scripts.
 //!
@@ -25,11 +25,13 @@ pub mod device;
 pub mod error;
 pub mod events;
 pub mod freeze;
+pub mod fsmap;
 pub mod hooks;
 #[allow(unsafe_code)]
 pub mod ioctl;
 pub mod mounts;
 pub mod restore;
+pub mod service;
 pub mod signals;
 pub mod size;
 pub mod snapshot;

@@ -12,6 +12,8 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::freeze;
 use crate::freeze::Opened;
+use crate::freeze::Target;
+use crate::fsmap;
 use crate::hooks::Hooks;
 use crate::mounts;
 use crate::mounts::Mount;
@@ -36,6 +38,18 @@ use std::time::Duration;
 use std::time::Instant;
 use uuid::Uuid;
 
+/// Whether blocks that are free in a file system are left out of the image, where they read as zeros.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SkipFree {
+    /// Of ext4 and XFS directly on an origin (or a partition of it) that are frozen.
+    #[default]
+    Auto,
+    /// The same, and it is an error if an origin has none.
+    On,
+    /// No: every byte of the image is the origin's, but for the store's own.
+    Off,
+}
+
 /// What [`create`] is asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
@@ -45,6 +59,8 @@ pub struct Request {
     pub store: Vec<StoreSpec>,
     /// Further devices whose file systems are frozen.
     pub freeze: Vec<PathBuf>,
+    /// Whether what is free in the origins' file systems is left out.
+    pub skip_free: SkipFree,
     /// Freeze nothing: the snapshot is what a power failure would leave.
     pub no_freeze: bool,
     /// A directory of hooks.
@@ -123,15 +139,26 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
     let stack = Stack::new(&sysfs, &targets.mounts, &devices);
     let materials = match request.store.as_slice() {
         [] => store::make_default(&targets.places(&stack), total)?,
-        specs => store::make(&sysfs, specs, total)?,
+        specs => store::make(&sysfs, &targets.mounts, specs, total)?,
     };
     for material in &materials {
         stack.check_store(material)?;
+    }
+    let policy = store::policy(&request.store, &materials)?;
+    let mut notes = Vec::new();
+    let served = || control.is_served().map_err(|e| e.on(abi::DEVICE));
+    if policy.limit > 0 && !served()? {
+        notes.push(
+            "nobody serves stores that grow: start `bdsnap service` (systemctl start bdsnap), or \
+             this one stays as it is"
+                .to_owned(),
+        );
     }
     let tracking = Tracking::start(control, &devices, 0)?;
     let store = store::hand_over(control, materials)?;
     crate::freeze::write_back(&targets.opened);
     let order = stack.order();
+    skip_free(control, &sysfs, &devices, &targets, request.skip_free)?;
     let mut items: Vec<abi::SnapshotDevice> = order
         .iter()
         .map(|&i| abi::SnapshotDevice {
@@ -145,7 +172,15 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
         .and_then(|()| signals.check())
         .and_then(|()| {
             let fds: Vec<BorrowedFd<'_>> = targets.opened.iter().map(|o| o.fd.as_fd()).collect();
-            cut(control, store.handle, &mut items, &fds)
+            let options = CreateOptions {
+                store: store.handle,
+                limit: policy.limit,
+                portion: policy.portion,
+                hold_ms: policy.hold_ms,
+                note: &policy.note,
+                ..Default::default()
+            };
+            cut(control, options, &mut items, &fds)
                 .map_err(|e| explain(e, signals, &targets.opened, &order, &devices))
         });
     let warnings = hooks.post_thaw(result.is_ok());
@@ -159,6 +194,7 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
             return Err(error);
         }
     };
+    notes.extend(warnings);
     tracking.keep();
     let mut created: Vec<(usize, CreatedDevice)> = order
         .iter()
@@ -180,9 +216,14 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
         store: Store {
             capacity: store.capacity,
             used: 0,
-            limit: store.capacity,
+            limit: policy.limit.max(store.capacity),
+            wanted: 0,
+            rate: 0,
+            full_in: None,
+            waiting: false,
+            hold: policy.hold_ms / 1000,
         },
-        warnings,
+        warnings: notes,
     })
 }
 
@@ -210,6 +251,8 @@ pub fn resolve(sysfs: &Sysfs, paths: &[PathBuf]) -> Result<Vec<BlockDevice>> {
 struct Targets {
     /// Those to freeze, in order.
     opened: Vec<Opened>,
+    /// The same: what is known of them.
+    plan: Vec<Target>,
     /// Devices and mount points of those on the origins themselves, where a store may go.
     own: Vec<(DevNum, PathBuf)>,
     /// All that is mounted.
@@ -224,7 +267,7 @@ impl Targets {
             .into_iter()
             .filter_map(|t| Some((t.device, t.mounts.into_iter().next()?.1)))
             .collect();
-        let mut opened = Vec::new();
+        let (mut opened, mut targets) = (Vec::new(), Vec::new());
         if !request.no_freeze {
             for path in &request.freeze {
                 let device = sysfs.resolve(path)?;
@@ -246,9 +289,11 @@ impl Targets {
                 )));
             }
             opened = plan.iter().map(freeze::open).collect::<Result<_>>()?;
+            targets = plan;
         }
         Ok(Targets {
             opened,
+            plan: targets,
             own,
             mounts,
         })
@@ -261,21 +306,75 @@ impl Targets {
     }
 }
 
+/// Has what is free in the origins' file systems left out, where that can be told: writes are recorded
+/// from here on, until the cut.
+fn skip_free(
+    control: &Control,
+    sysfs: &Sysfs,
+    devices: &[BlockDevice],
+    targets: &Targets,
+    mode: SkipFree,
+) -> Result<()> {
+    if mode == SkipFree::Off {
+        return Ok(());
+    }
+    let must = |device: &BlockDevice, why: &str| match mode {
+        SkipFree::On => Err(Error::unsupported(format!(
+            "--skip-free on: {}: {why}",
+            device.path()
+        ))
+        .code("skip-free")
+        .hint("use auto: then everything of it is kept")),
+        _ => Ok(()),
+    };
+    for device in devices {
+        let is_on = |target: &Target| {
+            target.device == device.num || sysfs.disk_of(target.device) == Some(device.num)
+        };
+        let known = |target: &Target| fsmap::FILE_SYSTEMS.contains(&target.fs_type.as_str());
+        let all = targets.plan.iter().zip(&targets.opened);
+        let mut some = all.filter(|(t, _)| is_on(t) && known(t)).peekable();
+        if some.peek().is_none() {
+            must(device, "no ext4 or XFS that is frozen lies directly on it")?;
+            continue;
+        }
+        match control.record(device.num) {
+            Ok(()) => {}
+            Err(e) if mode == SkipFree::On => return Err(e.on(device.path())),
+            Err(_) => continue,
+        }
+        for (target, opened) in some {
+            let start = match sysfs.disk_of(target.device) {
+                Some(disk) if disk == device.num => sysfs.start(target.device),
+                _ => Some(0),
+            };
+            let free = fsmap::free(opened.fd.as_fd(), target.device);
+            let (Some(start), Ok(mut free)) = (start, free) else {
+                must(device, "its file system can't tell what is free")?;
+                continue;
+            };
+            free.retain(|range| range.length >= abi::FREE_UNIT.into());
+            free.iter_mut().for_each(|range| range.offset += start);
+            for ranges in free.chunks(abi::MAX_RANGES as usize) {
+                let told = control.free(device.num, ranges);
+                told.map_err(|e| e.on(device.path()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The kernel call. While it runs file systems are frozen: this process must not touch a file,
 /// and its memory is locked, so that no page of it has to be read from one.
 fn cut(
     control: &Control,
-    store: u64,
+    options: CreateOptions<'_>,
     items: &mut [abi::SnapshotDevice],
     fds: &[BorrowedFd<'_>],
 ) -> CallResult<abi::SnapshotCreate> {
     // Without the privilege to lock the call fails anyway; without the memory it is only a risk
     // of waiting for the time limit of the freeze.
     let locked = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE).is_ok();
-    let options = CreateOptions {
-        store,
-        ..Default::default()
-    };
     let result = control.snapshot_create(options, items, fds);
     if locked {
         let _ = munlockall();

@@ -69,6 +69,8 @@ pub struct Version {
     pub bytes_lost: u64,
     /// Bytes that read as zeros: the store's own.
     pub bytes_not_kept: u64,
+    /// Bytes that read as zeros: free in the file system at the cut. 0: all is kept.
+    pub bytes_free: u64,
     /// How often the image is open.
     pub openers: u32,
     /// The origin's kernel name.
@@ -94,6 +96,16 @@ pub struct Store {
     pub used: u64,
     /// Bytes it may grow to; the capacity where it is fixed.
     pub limit: u64,
+    /// Bytes that the next portion should have; 0: none is needed now.
+    pub wanted: u64,
+    /// Bytes used a second.
+    pub rate: u64,
+    /// Seconds until it is full at this rate, growing included; `null`: it isn't used.
+    pub full_in: Option<u64>,
+    /// Whether writes wait for a portion.
+    pub waiting: bool,
+    /// How long they wait when it is full, seconds.
+    pub hold: u32,
 }
 
 /// A snapshot.
@@ -172,6 +184,7 @@ impl From<abi::VersionInfo> for Version {
             bytes_copied: info.bytes_copied,
             bytes_lost: info.bytes_lost,
             bytes_not_kept: info.bytes_not_kept,
+            bytes_free: info.bytes_free,
             openers: info.openers,
             name,
             origin: DevNum {
@@ -213,6 +226,11 @@ pub fn snapshots(control: &Control) -> Result<Vec<Snapshot>> {
                 capacity: info.store_capacity,
                 used: info.store_used,
                 limit: info.store_limit,
+                wanted: info.store_wanted,
+                rate: info.store_rate,
+                full_in: Some(info.store_seconds).filter(|s| *s != u64::MAX),
+                waiting: info.store_waiting != 0,
+                hold: info.hold_ms / 1000,
             },
         });
     }

@@ -4,39 +4,60 @@ mod file;
 
 use crate::abi;
 use crate::blockdev::dev_num;
+use crate::blockdev::dev_path;
+use crate::blockdev::BlockDevice;
 use crate::blockdev::Sysfs;
+use crate::device::CallError;
 use crate::device::Control;
 use crate::device::DevNum;
 use crate::device::Portion;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
+use crate::freeze;
+use crate::mounts::Mount;
 use crate::size::human;
 use crate::size::parse_size;
+pub use file::available;
 pub use file::StoreFile;
+use serde::Deserialize;
+use serde::Serialize;
+use std::fs::File;
+use std::io::Read;
+use std::io::Seek;
+use std::io::SeekFrom;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
+use uuid::Uuid;
 
 /// The smallest portion that makes sense, bytes.
 pub const MIN_SIZE: u64 = 1 << 20;
 
 /// How to write it.
 const HINT: &str =
-    "--store file:PATH[,size=1G], mem:SIZE or dev:PATH[,offset=..,size=..]; repeat it for several";
+    "--store file:PATH[,size=1G][,limit=10G][,portion=256M][,on-full=fail|hold=SECONDS], mem:SIZE or \
+     dev:PATH[,offset=..,size=..]; repeat it for several";
+
+/// What a store that grows asks for at a time at least, where nothing is said, bytes.
+const DEFAULT_PORTION: u64 = 256 << 20;
 
 /// A portion of a store as the user describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreSpec {
-    /// `file:PATH[,size=SIZE]`
+    /// `file:PATH[,size=SIZE][,limit=SIZE][,portion=SIZE][,on-full=fail|hold=SECONDS]`
     File {
         /// A directory, or a file that does not exist yet.
         path: PathBuf,
         /// Bytes; `None`: 10 % of the origins.
         size: Option<u64>,
+        /// If it is to grow from its size.
+        grow: Option<Grow>,
+        /// How long writes wait for a portion when it is full, seconds.
+        hold: u32,
     },
     /// `mem:SIZE`
     Memory {
@@ -54,18 +75,32 @@ pub enum StoreSpec {
     },
 }
 
+/// How a file store grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grow {
+    /// Up to so many bytes.
+    pub limit: u64,
+    /// By so many bytes at a time, at least; `None`: a default.
+    pub portion: Option<u64>,
+}
+
+/// `fail` or `hold=SECONDS`: seconds.
+fn parse_on_full(text: &str) -> Option<u32> {
+    let most = abi::HOLD_MAX_MS / 1000;
+    match text.split_once('=') {
+        None => (text == "fail").then_some(0),
+        Some(("hold", seconds)) => seconds.parse().ok().filter(|s| (1..=most).contains(s)),
+        Some(_) => None,
+    }
+}
+
 impl std::str::FromStr for StoreSpec {
     type Err = Error;
 
-    /// Options that don't exist yet are [`Kind::Unsupported`], nonsense is [`Kind::Usage`].
+    /// Nonsense is [`Kind::Usage`].
     fn from_str(text: &str) -> Result<Self> {
         let usage = |why: String| {
             Error::usage(format!("store '{text}': {why}"))
-                .code("store-spec")
-                .hint(HINT)
-        };
-        let later = |what: &str| {
-            Error::unsupported(format!("store '{text}': {what} is not supported yet"))
                 .code("store-spec")
                 .hint(HINT)
         };
@@ -74,20 +109,37 @@ impl std::str::FromStr for StoreSpec {
             .ok_or_else(|| usage("it has no kind".into()))?;
         let mut parts = rest.split(',');
         let first = parts.next().unwrap_or_default();
-        let (mut size, mut limit, mut offset) = (None, None, None);
+        let (mut size, mut limit, mut offset, mut portion, mut hold) = (None, None, None, None, 0);
         for part in parts {
             match (kind, part.split_once('=')) {
                 ("file" | "dev", Some(("size", value))) => size = Some(parse_size(value)?),
                 ("dev", Some(("offset", value))) => offset = Some(parse_size(value)?),
                 ("file", Some(("limit", value))) => limit = Some(parse_size(value)?),
-                ("file", Some(("portion" | "on-full", _))) => {
-                    return Err(later(&format!("'{part}'")))
-                }
+                ("file", Some(("portion", value))) => portion = Some(parse_size(value)?),
+                ("file", Some(("on-full", value))) => match parse_on_full(value) {
+                    Some(seconds) => hold = seconds,
+                    None => {
+                        return Err(usage(format!(
+                            "on-full is 'fail' or 'hold=SECONDS', up to {} s",
+                            abi::HOLD_MAX_MS / 1000
+                        )))
+                    }
+                },
                 _ => return Err(usage(format!("'{part}' is no option"))),
             }
         }
-        if size.is_some() && limit.is_some_and(|l| Some(l) != size) {
-            return Err(later("a limit beside a size (a store that grows)"));
+        let grow = match (size, limit) {
+            (Some(size), Some(limit)) if limit < size => {
+                return Err(usage("the limit is below the size".into()))
+            }
+            (Some(size), Some(limit)) if limit > size => Some(Grow { limit, portion }),
+            _ if portion.is_some() => {
+                return Err(usage("a portion needs a size and a limit above it".into()))
+            }
+            _ => None,
+        };
+        if portion.is_some_and(|p| p < MIN_SIZE) {
+            return Err(usage(format!("a portion has {} at least", human(MIN_SIZE))));
         }
         let size = size.or(limit);
         let path = || match first {
@@ -98,6 +150,8 @@ impl std::str::FromStr for StoreSpec {
             "file" => StoreSpec::File {
                 path: path()?,
                 size,
+                grow,
+                hold,
             },
             "mem" if first.is_empty() => return Err(usage("it has no size".into())),
             "mem" => StoreSpec::Memory {
@@ -170,6 +224,14 @@ impl Material {
         }
     }
 
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Material::File(file) => file.size,
+            Material::Device { length, .. } | Material::Memory { length } => *length,
+        }
+    }
+
     /// The device that it is on; `None`: memory.
     pub fn device(&self) -> Result<Option<DevNum>> {
         match self {
@@ -186,29 +248,133 @@ impl Material {
 
 /// Makes ready what `specs` describe, for `origins` bytes of origins. Nothing is left behind when it
 /// fails.
-pub fn make(sysfs: &Sysfs, specs: &[StoreSpec], origins: u64) -> Result<Vec<Material>> {
+pub fn make(
+    sysfs: &Sysfs,
+    mounts: &[Mount],
+    specs: &[StoreSpec],
+    origins: u64,
+) -> Result<Vec<Material>> {
     let unsized_files = |s: &&StoreSpec| matches!(s, StoreSpec::File { size: None, .. });
     let share = origins / (specs.iter().filter(unsized_files).count() as u64).max(1);
     let one = |spec: &StoreSpec| match spec {
-        StoreSpec::File { path, size } => file::make(path, *size, share).map(Material::File),
+        StoreSpec::File { path, size, .. } => file::make(path, *size, share).map(Material::File),
         StoreSpec::Memory { size } => Ok(Material::Memory { length: *size }),
         StoreSpec::Device { path, offset, size } => {
             let device = sysfs.resolve(path)?;
+            must_be_free(sysfs, mounts, &device)?;
             must_be_blank(path)?;
+            let rest = || Some(sysfs.size(device.num)?.saturating_sub(*offset));
             Ok(Material::Device {
                 path: path.clone(),
                 num: device.num,
                 offset: *offset,
-                length: size.unwrap_or(0),
+                length: size.or_else(rest).unwrap_or(0),
             })
         }
     };
     specs.iter().map(one).collect()
 }
 
+/// What becomes of a store when it runs low.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    /// The most that it may have, bytes; 0: it stays as it is.
+    pub limit: u64,
+    /// What it asks for at a time at least, bytes.
+    pub portion: u64,
+    /// How long writes wait for a portion when it is full, milliseconds.
+    pub hold_ms: u32,
+    /// For who serves it: a [`Note`] as JSON.
+    pub note: Vec<u8>,
+}
+
+/// What the kernel keeps with a snapshot for who serves its store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// Where portions may be made.
+    pub places: Vec<Place>,
+}
+
+/// A directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Its path.
+    pub dir: PathBuf,
+    /// The device number of its file system, so that another one that is mounted there since isn't
+    /// taken for it.
+    pub dev: u64,
+}
+
+/// What is to become of the store that `materials` are, made ready for `specs`, when it runs low: its
+/// limit is the sum of theirs.
+pub fn policy(specs: &[StoreSpec], materials: &[Material]) -> Result<Policy> {
+    let mut policy = Policy::default();
+    let mut note = Note { places: Vec::new() };
+    let (mut size, mut more) = (0u64, 0u64);
+    for (spec, material) in specs.iter().zip(materials) {
+        size = size.saturating_add(material.size());
+        let StoreSpec::File {
+            path, grow, hold, ..
+        } = spec
+        else {
+            continue;
+        };
+        policy.hold_ms = policy.hold_ms.max(hold * 1000);
+        let Some(grow) = grow else { continue };
+        more = more.saturating_add(grow.limit.saturating_sub(material.size()));
+        policy.portion = policy.portion.max(grow.portion.unwrap_or(DEFAULT_PORTION));
+        let dir = file::directory(path);
+        let failed = |e| Error::io(format!("store: {}", dir.display()), e);
+        let dir = dir.canonicalize().map_err(failed)?;
+        let dev = dir.metadata().map_err(failed)?.dev();
+        note.places.push(Place { dir, dev });
+    }
+    if more > 0 {
+        policy.limit = size.saturating_add(more);
+        policy.note = serde_json::to_vec(&note).unwrap_or_default();
+        if policy.note.len() > abi::MAX_NOTE as usize {
+            return Err(Error::usage("store: its places have too long paths").code("store-spec"));
+        }
+    }
+    Ok(policy)
+}
+
+/// Makes a portion of `size` bytes in `dir`, and gives it to the store of a snapshot. Returns what the
+/// store has then, bytes.
+pub fn grow(
+    control: &Control,
+    snapshot: Uuid,
+    dir: &Path,
+    size: u64,
+) -> Result<std::result::Result<u64, CallError>> {
+    let file = file::make_unsynced(dir, size)?;
+    let added = control.store_grow(snapshot, &Portion::File(file.file.as_fd()));
+    Ok(added.map(|a| a.capacity))
+}
+
 /// Makes ready a store in a sensible place: see [`file::make_default`].
 pub fn make_default(own: &[PathBuf], origins: u64) -> Result<Vec<Material>> {
     Ok(vec![Material::File(file::make_default(own, origins)?)])
+}
+
+/// Refuses a device that is a loop device's, which the kernel does not know for claimed.
+fn must_be_free(sysfs: &Sysfs, mounts: &[Mount], device: &BlockDevice) -> Result<()> {
+    let own = [Some(device.num), sysfs.disk_of(device.num)];
+    for (num, file) in sysfs.loops() {
+        let below = freeze::under_loop(mounts, &file);
+        let of_own = below.and_then(|b| sysfs.disk_of(b)) == Some(device.num);
+        if of_own || below.is_some() && own.contains(&below) {
+            let user = sysfs.name(num).unwrap_or_else(|| num.to_string());
+            return Err(Error::busy(format!(
+                "store: {} is used by {}",
+                device.path(),
+                dev_path(&user)
+            ))
+            .code("store-busy")
+            .hint("name a device that nobody uses"));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a device on which there is something that blkid knows: it would be lost.
@@ -220,6 +386,15 @@ fn must_be_blank(path: &Path) -> Result<()> {
         ))
         .hint("blkid of util-linux is needed")
     };
+    let readable = || -> std::io::Result<()> {
+        let mut device = File::open(path)?;
+        let mut first = [0; 64 << 10];
+        let n = device.read(&mut first)?;
+        device.seek(SeekFrom::End(-(n as i64)))?;
+        device.read_exact(&mut first[..n])
+    };
+    // (blkid says "nothing" of what it can't read.)
+    readable().map_err(|e| failed(e.to_string()))?;
     let output = Command::new("blkid")
         .args(["--probe", "--output", "export"])
         .arg(path)
@@ -232,7 +407,8 @@ fn must_be_blank(path: &Path) -> Result<()> {
         .find_map(|l| l.strip_prefix("TYPE=").or(l.strip_prefix("PTTYPE=")));
     match (output.status.code(), kind) {
         // Nothing is found, or only that it is a partition.
-        (Some(2), _) | (Some(0), None) => Ok(()),
+        (Some(2), _) if output.stderr.is_empty() => Ok(()),
+        (Some(0), None) => Ok(()),
         (Some(0 | 8), kind) => Err(Error::new(
             Kind::Busy,
             format!(
@@ -248,20 +424,29 @@ fn must_be_blank(path: &Path) -> Result<()> {
     }
 }
 
-/// A store that the kernel has.
-#[derive(Clone, Copy, Debug)]
-pub struct Held {
+/// A store that the kernel has; it is given back with this, unless a snapshot took it.
+#[derive(Debug)]
+pub struct Held<'a> {
     /// Its handle.
     pub handle: u64,
     /// Bytes.
     pub capacity: u64,
+    control: &'a Control,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // A snapshot has it, or it was never made.
+        let _ = self.control.store_drop(self.handle);
+    }
 }
 
 /// Gives all portions to the kernel, whose references are the only ones that remain.
-pub fn hand_over(control: &Control, mut materials: Vec<Material>) -> Result<Held> {
+pub fn hand_over(control: &Control, mut materials: Vec<Material>) -> Result<Held<'_>> {
     let mut held = Held {
         handle: 0,
         capacity: 0,
+        control,
     };
     for material in &mut materials {
         if let Material::File(file) = material {
@@ -283,10 +468,7 @@ pub fn hand_over(control: &Control, mut materials: Vec<Material>) -> Result<Held
         };
         let added = control.store_add(held.handle, abi::GRANULE_DEFAULT, &portion);
         let added = added.map_err(|e| e.on(material.place()))?;
-        held = Held {
-            handle: added.store,
-            capacity: added.capacity,
-        };
+        (held.handle, held.capacity) = (added.store, added.capacity);
     }
     Ok(held)
 }
@@ -304,10 +486,30 @@ mod tests {
         let file = |path: &str, size| StoreSpec::File {
             path: path.into(),
             size,
+            grow: None,
+            hold: 0,
         };
         assert_eq!(parsed("file:/x/y,size=1G"), file("/x/y", Some(1 << 30)));
         assert_eq!(parsed("file:/x"), file("/x", None));
         assert_eq!(parsed("file:/x,limit=2M"), file("/x", Some(2 << 20)));
+        assert_eq!(
+            parsed("file:/x,limit=2M,size=2M"),
+            file("/x", Some(2 << 20))
+        );
+        let grows = StoreSpec::File {
+            path: "/x".into(),
+            size: Some(64 << 20),
+            grow: Some(Grow {
+                limit: 8 << 30,
+                portion: Some(1 << 20),
+            }),
+            hold: 30,
+        };
+        assert_eq!(
+            parsed("file:/x,size=64M,limit=8G,portion=1M,on-full=hold=30"),
+            grows
+        );
+        assert_eq!(parsed("file:/x,on-full=fail"), file("/x", None));
         assert_eq!(parsed("mem:64M"), StoreSpec::Memory { size: 64 << 20 });
         let device = |offset, size| StoreSpec::Device {
             path: "/dev/vdc".into(),
@@ -336,9 +538,14 @@ mod tests {
             ("dev:/dev/vdc,limit=1G", 2),
             ("dev:/dev/vdc,offset=512", 2),
             ("dev:/dev/vdc,size=1049000", 2),
-            ("file:/x,size=1G,portion=256M", 6),
-            ("file:/x,size=1G,limit=10G", 6),
-            ("file:/x,on-full=fail", 6),
+            ("file:/x,size=1G,portion=256M", 2),
+            ("file:/x,size=1G,limit=512M", 2),
+            ("file:/x,size=1G,limit=2G,portion=4K", 2),
+            ("file:/x,on-full=hold", 2),
+            ("file:/x,on-full=hold=0", 2),
+            ("file:/x,on-full=hold=601", 2),
+            ("file:/x,on-full=panic", 2),
+            ("mem:1G,on-full=fail", 2),
         ] {
             let error = text.parse::<StoreSpec>().unwrap_err();
             assert_eq!(error.kind.exit_code(), exit, "{text}: {}", error.message);

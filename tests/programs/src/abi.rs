@@ -21,6 +21,10 @@ pub const MAX_FREEZE: u32 = 128;
 pub const MAX_EXTENTS: u32 = 65536;
 /// Most ranges in a MARK.
 pub const MAX_RANGES: u32 = 65536;
+/// Longest note.
+pub const MAX_NOTE: u32 = 4096;
+/// Longest hold.
+pub const HOLD_MAX_MS: u32 = 600_000;
 /// Longest time-out.
 pub const TIMEOUT_MAX_MS: u32 = 60000;
 /// Bytes of struct fiemap_extent.
@@ -50,9 +54,11 @@ pub const UNTRACK: Ioctl = ioc("UNTRACK", 0x02, 16);
 /// BDSNAP_IOC_LIST_ORIGINS
 pub const LIST_ORIGINS: Ioctl = ioc("LIST_ORIGINS", 0x03, 40);
 /// BDSNAP_IOC_STORE_ADD
-pub const STORE_ADD: Ioctl = ioc("STORE_ADD", 0x10, 80);
+pub const STORE_ADD: Ioctl = ioc("STORE_ADD", 0x10, 96);
+/// BDSNAP_IOC_STORE_DROP
+pub const STORE_DROP: Ioctl = ioc("STORE_DROP", 0x11, 16);
 /// BDSNAP_IOC_SNAPSHOT_CREATE
-pub const SNAPSHOT_CREATE: Ioctl = ioc("SNAPSHOT_CREATE", 0x20, 96);
+pub const SNAPSHOT_CREATE: Ioctl = ioc("SNAPSHOT_CREATE", 0x20, 128);
 /// BDSNAP_IOC_SNAPSHOT_KEEP
 pub const SNAPSHOT_KEEP: Ioctl = ioc("SNAPSHOT_KEEP", 0x21, 24);
 /// BDSNAP_IOC_SNAPSHOT_DELETE
@@ -61,20 +67,29 @@ pub const SNAPSHOT_DELETE: Ioctl = ioc("SNAPSHOT_DELETE", 0x22, 24);
 pub const LIST_SNAPSHOTS: Ioctl = ioc("LIST_SNAPSHOTS", 0x23, 40);
 /// BDSNAP_IOC_LIST_VERSIONS
 pub const LIST_VERSIONS: Ioctl = ioc("LIST_VERSIONS", 0x24, 40);
+/// BDSNAP_IOC_SNAPSHOT_NOTE
+pub const SNAPSHOT_NOTE: Ioctl = ioc("SNAPSHOT_NOTE", 0x25, 40);
 /// BDSNAP_IOC_MAP_READ
 pub const MAP_READ: Ioctl = ioc("MAP_READ", 0x30, 96);
 /// BDSNAP_IOC_MARK
 pub const MARK: Ioctl = ioc("MARK", 0x31, 32);
+/// BDSNAP_IOC_RECORD
+pub const RECORD: Ioctl = ioc("RECORD", 0x32, 16);
+/// BDSNAP_IOC_FREE
+pub const FREE: Ioctl = ioc("FREE", 0x33, 32);
 /// BDSNAP_IOC_EVENTS
 pub const EVENTS: Ioctl = ioc("EVENTS", 0x40, 16);
+/// BDSNAP_IOC_SERVE
+pub const SERVE: Ioctl = ioc("SERVE", 0x41, 16);
 
 /// All of them.
-pub const ALL: [Ioctl; 13] = [
+pub const ALL: [Ioctl; 18] = [
     VERSION,
     TRACK,
     UNTRACK,
     LIST_ORIGINS,
     STORE_ADD,
+    STORE_DROP,
     SNAPSHOT_CREATE,
     SNAPSHOT_KEEP,
     SNAPSHOT_DELETE,
@@ -83,6 +98,10 @@ pub const ALL: [Ioctl; 13] = [
     MAP_READ,
     MARK,
     EVENTS,
+    SNAPSHOT_NOTE,
+    SERVE,
+    RECORD,
+    FREE,
 ];
 
 /// Bytes of struct bdsnap_origin_info.
@@ -90,9 +109,9 @@ pub const ORIGIN_INFO: u32 = 112;
 /// Bytes of struct bdsnap_snapshot_device.
 pub const SNAPSHOT_DEVICE: u32 = 80;
 /// Bytes of struct bdsnap_snapshot_info.
-pub const SNAPSHOT_INFO: u32 = 80;
+pub const SNAPSHOT_INFO: u32 = 112;
 /// Bytes of struct bdsnap_version_info.
-pub const VERSION_INFO: u32 = 152;
+pub const VERSION_INFO: u32 = 160;
 /// Bytes of struct bdsnap_event.
 pub const EVENT: usize = 104;
 
@@ -149,7 +168,9 @@ pub mod at {
     pub const STORE_CAUSE: usize = 72;
     /// STORE_ADD: reserved
     pub const STORE_RESERVED: usize = 76;
-    /// SNAPSHOT_CREATE, KEEP, DELETE: id
+    /// STORE_ADD: snapshot
+    pub const STORE_SNAPSHOT: usize = 80;
+    /// SNAPSHOT_CREATE, KEEP, DELETE, NOTE: id
     pub const ID: usize = 8;
     /// SNAPSHOT_CREATE: store
     pub const SNAP_STORE: usize = 24;
@@ -167,6 +188,26 @@ pub mod at {
     pub const SNAP_DRAIN_MS: usize = 60;
     /// SNAPSHOT_CREATE: cause
     pub const SNAP_CAUSE: usize = 64;
+    /// SNAPSHOT_CREATE: store_limit
+    pub const SNAP_LIMIT: usize = 96;
+    /// SNAPSHOT_CREATE: store_portion
+    pub const SNAP_PORTION: usize = 104;
+    /// SNAPSHOT_CREATE: note
+    pub const SNAP_NOTE: usize = 112;
+    /// SNAPSHOT_CREATE: note_len
+    pub const SNAP_NOTE_LEN: usize = 120;
+    /// SNAPSHOT_CREATE: hold_ms
+    pub const SNAP_HOLD_MS: usize = 124;
+    /// SNAPSHOT_NOTE: buffer
+    pub const NOTE_BUFFER: usize = 24;
+    /// SNAPSHOT_NOTE: length
+    pub const NOTE_LENGTH: usize = 32;
+    /// SNAPSHOT_NOTE: reserved
+    pub const NOTE_RESERVED: usize = 36;
+    /// SERVE: served
+    pub const SERVED: usize = 8;
+    /// SERVE: reserved
+    pub const SERVE_RESERVED: usize = 12;
     /// MAP_READ: generation
     pub const MAP_GENERATION: usize = 16;
     /// MAP_READ: since

@@ -31,6 +31,18 @@ abi_constants! {
     MAX_PORTIONS = "BDSNAP_MAX_PORTIONS": u32 = 1024;
     /// Devices in one store, memory is one: ENOSPC.
     MAX_LANES = "BDSNAP_MAX_LANES": u32 = 16;
+    /// Bytes in the note of a snapshot.
+    MAX_NOTE = "BDSNAP_MAX_NOTE": u32 = 4096;
+    /// So long writes wait at least for a portion of a store that may grow, milliseconds.
+    PORTION_MS = "BDSNAP_PORTION_MS": u32 = 10000;
+    /// The longest `hold_ms`.
+    HOLD_MAX_MS = "BDSNAP_HOLD_MAX_MS": u32 = 600000;
+    /// SERVE: only tell whether any does.
+    SERVE_QUERY = "BDSNAP_SERVE_QUERY": u32 = 1 << 0;
+    /// Bytes in one portion of memory.
+    MAX_MEMORY = "BDSNAP_MAX_MEMORY": u64 = 1 << 39;
+    /// The unit in which free space counts, bytes.
+    FREE_UNIT = "BDSNAP_FREE_UNIT": u32 = 65536;
     /// Ranges in one MARK.
     MAX_RANGES = "BDSNAP_MAX_RANGES": u32 = 65536;
     /// CBT block, a power of two.
@@ -71,6 +83,8 @@ abi_constants! {
     EVENT_DELETED = "BDSNAP_EVENT_DELETED": u32 = 7;
     /// Events were overwritten before they were read.
     EVENT_LOST = "BDSNAP_EVENT_LOST": u32 = 8;
+    /// The store of a snapshot will be full soon.
+    EVENT_LOW = "BDSNAP_EVENT_LOW": u32 = 9;
     /// Device names, with their NUL.
     NAME_LEN = "BDSNAP_NAME_LEN": u32 = 32;
     /// Delete its snapshots first.
@@ -127,6 +141,10 @@ abi_constants! {
     CAUSE_STORE_DEVICE = "BDSNAP_CAUSE_STORE_DEVICE": u32 = 27;
     /// So much memory is not free: ENOMEM.
     CAUSE_STORE_MEMORY = "BDSNAP_CAUSE_STORE_MEMORY": u32 = 28;
+    /// Snapshots still need what its blocks hold (EBUSY).
+    CAUSE_STORE_NEEDED = "BDSNAP_CAUSE_STORE_NEEDED": u32 = 29;
+    /// More than the store may have (ENOSPC).
+    CAUSE_STORE_LIMIT = "BDSNAP_CAUSE_STORE_LIMIT": u32 = 35;
     /// A file system could not be frozen.
     CAUSE_FREEZE = "BDSNAP_CAUSE_FREEZE": u32 = 30;
     /// Freezing took too long (ETIMEDOUT).

@@ -6,6 +6,7 @@ pub mod generate;
 pub mod mark;
 mod progress;
 pub mod restore;
+pub mod service;
 pub mod snapshot;
 mod snapshot_create;
 pub mod status;
@@ -31,6 +32,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Watch(args) => watch::run(args, json),
         Command::Backup(args) => backup::run(args, json),
         Command::Restore(args) => restore::run(args, json),
+        Command::Service(args) => service::run(args, json),
         Command::UdevImport(args) => udev_import::run(args),
         Command::Completions(args) => generate::completions(args),
         Command::Man(args) => generate::man(args),

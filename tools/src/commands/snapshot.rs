@@ -11,6 +11,7 @@ use bdsnap::error::Result;
 use bdsnap::size::human;
 use bdsnap::state;
 use bdsnap::state::Snapshot;
+use bdsnap::state::Store;
 use rustix::io::Errno;
 use serde_json::json;
 use uuid::Uuid;
@@ -103,13 +104,11 @@ fn print(snapshot: &Snapshot) {
         row(["error", snapshot.error.unwrap_or("none")]),
         row(["lives", kept]),
         row(["granule", &human(u64::from(snapshot.granule))]),
-        row([
-            "store",
-            &format!("{} used of {}", human(store.used), human(store.limit)),
-        ]),
+        row(["store", &bar(&store)]),
+        row(["", &outlook(&store)]),
     ]);
     let head = [
-        "DEVICE", "IMAGE", "SIZE", "NUMBER", "STATE", "COPIED", "LOST", "OPEN",
+        "DEVICE", "IMAGE", "SIZE", "NUMBER", "STATE", "FREE", "COPIED", "LOST", "OPEN",
     ];
     let mut rows = vec![row(head)];
     for version in &snapshot.devices {
@@ -119,6 +118,7 @@ fn print(snapshot: &Snapshot) {
             &human(version.size),
             &version.number.to_string(),
             version.error.unwrap_or(version.state),
+            &human(version.bytes_free),
             &human(version.bytes_copied),
             &human(version.bytes_lost),
             &version.openers.to_string(),
@@ -129,6 +129,36 @@ fn print(snapshot: &Snapshot) {
     for version in snapshot.devices.iter().filter(|v| v.state != "ok") {
         output::line(format!("\n{}", bdsnap::snapshot::damaged(version)));
     }
+}
+
+/// How full a store is.
+fn bar(store: &Store) -> String {
+    const WIDTH: u64 = 30;
+    let part = |bytes: u64| (bytes.saturating_mul(WIDTH) / store.limit.max(1)).min(WIDTH) as usize;
+    let (used, there) = (part(store.used), part(store.capacity));
+    let signs = "#".repeat(used) + &"-".repeat(there - used) + &" ".repeat(WIDTH as usize - there);
+    let percent = store.used.saturating_mul(100) / store.limit.max(1);
+    format!(
+        "[{signs}] {percent} %: {} used of {}, at most {}",
+        human(store.used),
+        human(store.capacity),
+        human(store.limit)
+    )
+}
+
+/// What is to be expected of a store.
+pub fn outlook(store: &Store) -> String {
+    let mut text = match store.full_in {
+        Some(seconds) => format!("{}/s: full in {seconds} s at this rate", human(store.rate)),
+        None => "not being used".to_owned(),
+    };
+    if store.waiting {
+        text += "; WRITES WAIT FOR ROOM";
+    }
+    if store.wanted > 0 {
+        text += &format!("; asks for {}", human(store.wanted));
+    }
+    text
 }
 
 fn delete(args: &DeleteArgs, json: bool) -> Result<()> {

@@ -110,11 +110,11 @@ pub fn print_snapshots(snapshots: &[Snapshot]) {
     ];
     let mut rows = vec![row(head)];
     for snapshot in snapshots {
-        let store = format!(
-            "{} of {}",
-            human(snapshot.store.used),
-            human(snapshot.store.limit)
-        );
+        let fill = snapshot.store;
+        let mut store = format!("{} of {}", human(fill.used), human(fill.limit));
+        if let Some(seconds) = fill.full_in.filter(|_| snapshot.state == "ok") {
+            store += &format!(", full in {seconds} s");
+        }
         let state = match snapshot.error {
             Some(error) => format!("{} ({error})", snapshot.state),
             None => snapshot.state.to_owned(),

@@ -71,6 +71,9 @@ fn text(event: &Event) -> String {
     if let Some(number) = event.number {
         text += &format!(" number {number}");
     }
+    if let Some(seconds) = event.seconds {
+        text += &format!(": full in {seconds} s at this rate");
+    }
     if let Some(cause) = event.cause {
         text += &format!(": {cause}");
     }

@@ -102,27 +102,59 @@ fn default_size(origins: u64, size: u64, available: u64) -> Option<u64> {
     (bytes >= MIN_SIZE && bytes >= wanted.min(DEFAULT_MIN) / 2).then_some(bytes)
 }
 
+/// The directory of a store at `path`, a directory or a new file.
+pub fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        _ if path.is_dir() => path,
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Bytes that a portion in `dir` may have, of its file system's free ones: 5 % stay free.
+pub fn available(dir: &Path) -> Result<u64> {
+    let info = fs_info(open_dir(dir)?)?;
+    Ok(info.available.saturating_sub(info.size / 20))
+}
+
 /// Makes a file of `size` bytes at `path`, a directory or a new file; [`None`]: as large as
 /// [`default_size`] says for `origins` bytes of origins. Nothing is left behind when it fails.
 pub fn make(path: &Path, size: Option<u64>, origins: u64) -> Result<StoreFile> {
     let shown = path.display();
-    let is_dir = match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => true,
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => {}
         Ok(_) => {
             return Err(Error::usage(format!("store: {shown} exists already"))
                 .code("store-exists")
                 .hint("name a directory or a new file"))
         }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(Error::io(format!("store: {shown}"), e)),
+    }
+    let info = fs_info(open_dir(directory(path))?)?;
+    let size = match size {
+        Some(size) => size,
+        None => default_size(origins, info.size, info.available)
+            .ok_or_else(|| no_space(path, DEFAULT_MIN.min(origins), info.available))?,
     };
-    let dir = match path.parent() {
-        _ if is_dir => path,
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let dir_fd = open_dir(dir)?;
-    let info = fs_info(&dir_fd)?;
+    let store = allocate(path, size, &info)?;
+    let synced = store.file.sync_all();
+    synced.map_err(|e| Error::io(format!("store: can't write back {shown}"), e))?;
+    Ok(store)
+}
+
+/// Makes a file without a name of `size` bytes in `dir`, and does not wait for it to be on the disk: where
+/// the store's origin is that disk, that may need the room that this is to bring.
+pub fn make_unsynced(dir: &Path, size: u64) -> Result<StoreFile> {
+    let info = fs_info(open_dir(dir)?)?;
+    allocate(dir, size, &info)
+}
+
+/// Makes a file of `size` bytes at `path`, a directory or a new file, on the file system that `info` is
+/// about.
+fn allocate(path: &Path, size: u64, info: &FsInfo) -> Result<StoreFile> {
+    let shown = path.display();
+    let is_dir = path.is_dir();
     if !info.fit {
         return Err(Error::unsupported(format!(
             "store: {shown} is on {}, whose blocks can't serve as a store",
@@ -131,11 +163,6 @@ pub fn make(path: &Path, size: Option<u64>, origins: u64) -> Result<StoreFile> {
         .code("store-filesystem")
         .hint("put the store on ext4 or XFS: --store file:PATH"));
     }
-    let size = match size {
-        Some(size) => size,
-        None => default_size(origins, info.size, info.available)
-            .ok_or_else(|| no_space(path, DEFAULT_MIN.min(origins), info.available))?,
-    };
     let base = OFlags::RDWR | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     let opened = if is_dir {
@@ -165,10 +192,6 @@ pub fn make(path: &Path, size: Option<u64>, origins: u64) -> Result<StoreFile> {
             e,
         ),
     })?;
-    store
-        .file
-        .sync_all()
-        .map_err(|e| Error::io(format!("store: can't write back {shown}"), e))?;
     Ok(store)
 }
 

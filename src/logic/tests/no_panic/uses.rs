@@ -14,6 +14,7 @@ use bdsnap_logic::kind;
 use bdsnap_logic::order;
 use bdsnap_logic::passthrough;
 use bdsnap_logic::range;
+use bdsnap_logic::stretch;
 use bdsnap_logic::units::Blocks;
 use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Sectors;
@@ -60,6 +61,20 @@ pub fn fill(lanes: &[(u64, u64)], portion: usize, at: u64) -> Option<(usize, u64
         .map(|&(used, total)| fill::Fill { used, total });
     let index = fill::emptiest(fills)?;
     Some(fill::place(fill::slot(portion.wrapping_add(index), at)?))
+}
+
+#[inline(never)]
+pub fn stretch(
+    fill: fill::Fill,
+    growth: stretch::Growth,
+    times: &[(u64, u64)],
+) -> (u64, u64, bool) {
+    let mut rate = stretch::Rate::default();
+    times.iter().for_each(|t| rate.add(t.0, t.1));
+    let now = rate.at(times.len() as u64);
+    let full = stretch::room(fill, growth.reserve(fill.total), false, true) == stretch::Room::Full;
+    let left = growth.seconds_left(fill, now).unwrap_or(0);
+    (growth.wanted(fill, now), left, full)
 }
 
 #[inline(never)]

@@ -12,6 +12,36 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 
 impl Checks {
+    /// What a store may grow to, and the note.
+    fn growth(&mut self, good: &abi::Arg) {
+        let big = 1u64 << 40;
+        for (limit, portion) in [
+            (big, 0),
+            (0, big),
+            (1, 1),
+            (4096, 4096),
+            (1 << 63, 1 << 20),
+            (u64::MAX, 1 << 20),
+        ] {
+            let a = good.clone().u64(at::SNAP_LIMIT, limit);
+            let a = a.u64(at::SNAP_PORTION, portion);
+            self.expect(&format!("limit {limit}, portion {portion}"), &a, &[EINVAL]);
+        }
+        for ms in [abi::HOLD_MAX_MS + 1, u32::MAX] {
+            let a = good.clone().u32(at::SNAP_HOLD_MS, ms);
+            self.expect(&format!("hold {ms} ms"), &a, &[EINVAL]);
+        }
+        for length in [abi::MAX_NOTE + 1, u32::MAX] {
+            let a = good.clone().u32(at::SNAP_NOTE_LEN, length);
+            self.expect(&format!("a note of {length} bytes"), &a, &[EINVAL]);
+        }
+        for addr in [0, 8, u64::MAX - 7, self.cliff.edge()] {
+            let a = good.clone().u64(at::SNAP_NOTE, addr);
+            let a = a.u32(at::SNAP_NOTE_LEN, 64);
+            self.expect(&format!("a note at {addr:#x}"), &a, &[EFAULT]);
+        }
+    }
+
     pub fn create(&mut self, w: &Where) -> Result<(), String> {
         let (dev, other) = (self.dev, self.other);
         let device = |d: Dev| {
@@ -108,6 +138,7 @@ impl Checks {
                 );
             }
         }
+        self.growth(&good);
         let a = good
             .clone()
             .u64(at::SNAP_DEVICES, twice.as_mut_ptr() as u64)

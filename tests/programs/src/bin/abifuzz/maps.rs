@@ -6,7 +6,7 @@ use bdsnap_tests::abi;
 use bdsnap_tests::abi::at;
 use bdsnap_tests::sys;
 use bdsnap_tests::sys::Cliff;
-use libc::{E2BIG, EAGAIN, EFAULT, EINVAL, ENODEV, ENOENT, ENXIO, ESTALE};
+use libc::{E2BIG, EAGAIN, EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENXIO, ESTALE};
 use std::fs;
 use std::io::Read;
 
@@ -236,6 +236,85 @@ impl Checks {
             }
             Err(e) => self.fail(e),
         }
+    }
+
+    /// RECORD and FREE.
+    pub fn free(&mut self) {
+        let ranges = |list: &[(u64, u64)]| {
+            let pairs = list.iter().flat_map(|r| [r.0, r.1]);
+            pairs.flat_map(u64::to_ne_bytes).collect::<Vec<u8>>()
+        };
+        let size = self.size;
+        let mut one = ranges(&[(0, size)]);
+        let good = abi::FREE
+            .arg()
+            .dev(self.dev)
+            .u32(at::MARK_COUNT, 1)
+            .u64(at::MARK_RANGES, one.as_mut_ptr() as u64);
+        self.expect("FREE without RECORD", &good, &[ENOENT]);
+        let record = abi::RECORD.arg().dev(self.dev);
+        let a = record.clone().dev(self.other);
+        self.expect("RECORD of an untracked device", &a, &[ENOENT]);
+        self.common(&record, 0);
+        if let Ok(other) = control() {
+            let r = record.clone().call(&other);
+            self.judge("RECORD by another one", "RECORD", r, &[EBUSY]);
+            let r = good.clone().call(&other);
+            self.judge("FREE by another one", "FREE", r, &[ENOENT]);
+        }
+        self.common(&good.clone().u32(at::MARK_COUNT, 0), EINVAL);
+        let a = good.clone().u32(at::MARK_RESERVED, 1);
+        self.expect("reserved 1", &a, &[EINVAL]);
+        for r in [
+            (0, 0),
+            (512, 1),
+            (1, 512),
+            (size, 512),
+            (0, size + 512),
+            (u64::MAX - 511, 512),
+            (512, u64::MAX - 511),
+        ] {
+            let mut bad = ranges(&[(0, 65536), r]);
+            let a = good.clone().u32(at::MARK_COUNT, 2);
+            let a = a.u64(at::MARK_RANGES, bad.as_mut_ptr() as u64);
+            self.expect(&format!("a good range, then {r:?}"), &a, &[EINVAL]);
+        }
+        for n in [abi::MAX_RANGES + 1, u32::MAX] {
+            let a = good.clone().u32(at::MARK_COUNT, n);
+            self.expect(&format!("{n} ranges"), &a, &[EINVAL]);
+        }
+        for addr in [0, u64::MAX - 7, self.cliff.edge()] {
+            let a = good.clone().u64(at::MARK_RANGES, addr);
+            self.expect(&format!("ranges at {addr:#x}"), &a, &[EFAULT]);
+        }
+        self.expect("a good range", &good, &[0]);
+    }
+
+    /// SNAPSHOT_NOTE and SERVE.
+    pub fn service(&mut self, id: [u8; 16]) -> Result<(), String> {
+        let good = abi::SNAPSHOT_NOTE.arg().put(at::ID, &[9; 16]);
+        self.common(&good, ENOENT);
+        let good = good.put(at::ID, &id);
+        let out = self.expect("an empty note", &good, &[0]);
+        self.ensure("it has no bytes", out.get32(at::NOTE_LENGTH) == 0);
+        let a = good.u32(at::NOTE_RESERVED, 1);
+        self.expect("reserved 1", &a, &[EINVAL]);
+        let query = abi::SERVE.arg().u32(at::FLAGS, 1);
+        let out = self.expect("whether anybody serves", &query, &[0]);
+        self.ensure("nobody does", out.get32(at::SERVED) == 0);
+        let a = abi::SERVE.arg().u32(at::SERVE_RESERVED, 1);
+        self.expect("reserved 1", &a, &[EINVAL]);
+        let server = control()?;
+        let mut a = abi::SERVE.arg();
+        let r = a.call(&server);
+        self.judge("serving", "SERVE", r, &[0]);
+        self.ensure("it is told", a.get32(at::SERVED) == 1);
+        let out = self.expect("whether anybody serves", &query, &[0]);
+        self.ensure("somebody does", out.get32(at::SERVED) == 1);
+        self.expect("a second one", &abi::SERVE.arg(), &[EBUSY]);
+        drop(server);
+        self.common(&abi::SERVE.arg(), 0);
+        Ok(())
     }
 
     pub fn events(&mut self) -> Result<(), String> {

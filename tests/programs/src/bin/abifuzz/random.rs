@@ -75,9 +75,10 @@ fn pointers(io: Ioctl) -> &'static [usize] {
     match io {
         abi::LIST_ORIGINS | abi::LIST_SNAPSHOTS | abi::LIST_VERSIONS => &[at::LIST_BUFFER],
         abi::STORE_ADD => &[at::STORE_BUFFER],
-        abi::SNAPSHOT_CREATE => &[at::SNAP_DEVICES, at::SNAP_FREEZE],
+        abi::SNAPSHOT_CREATE => &[at::SNAP_DEVICES, at::SNAP_FREEZE, at::SNAP_NOTE],
         abi::MAP_READ => &[at::MAP_BUFFER],
-        abi::MARK => &[at::MARK_RANGES],
+        abi::MARK | abi::FREE => &[at::MARK_RANGES],
+        abi::SNAPSHOT_NOTE => &[at::NOTE_BUFFER],
         _ => &[],
     }
 }
@@ -153,6 +154,16 @@ impl Fuzz<'_> {
                 .u32(at::STORE_KIND, abi::KIND_MEMORY)
                 .u64(at::STORE_HANDLE, self.any_store().unwrap_or(0))
                 .u64(at::STORE_LENGTH, self.rng.pick(&[4096, 1 << 20, 5000])),
+            abi::STORE_ADD if self.rng.below(3) == 0 => a
+                .u32(at::STORE_KIND, abi::KIND_MEMORY)
+                .put(at::STORE_SNAPSHOT, &id)
+                .u64(at::STORE_LENGTH, self.rng.pick(&[4096, 1 << 20])),
+            abi::STORE_DROP => a.u64(at::STORE_HANDLE, self.any_store().unwrap_or(1)),
+            abi::SNAPSHOT_NOTE => a
+                .put(at::ID, &id)
+                .u64(at::NOTE_BUFFER, p)
+                .u32(at::NOTE_LENGTH, self.rng.below(100) as u32),
+            abi::SERVE => a.u32(at::FLAGS, self.rng.below(2) as u32),
             abi::STORE_ADD => a
                 .u32(at::STORE_KIND, abi::KIND_FILE)
                 .u64(at::STORE_HANDLE, self.any_store().unwrap_or(0))
@@ -169,11 +180,16 @@ impl Fuzz<'_> {
                     mem[off + 4..off + 8].copy_from_slice(&d.1.to_ne_bytes());
                 }
                 let store = self.any_store();
+                let grows = self.rng.below(2) as usize;
                 a.u64(at::SNAP_STORE, store.unwrap_or(1))
                     .u64(at::SNAP_DEVICES, p)
                     .u32(at::SNAP_DEVICE_COUNT, self.rng.between(1, n) as u32)
                     .u32(at::SNAP_FREEZE_MS, 1000)
                     .u32(at::SNAP_DRAIN_MS, 1000)
+                    .u64(at::SNAP_LIMIT, [0, 1 << 30][grows])
+                    .u64(at::SNAP_PORTION, [0, 1 << 20][grows])
+                    .u64(at::SNAP_NOTE, p)
+                    .u32(at::SNAP_NOTE_LEN, self.rng.pick(&[0, 3, 100]))
             }
             abi::SNAPSHOT_KEEP | abi::SNAPSHOT_DELETE => {
                 let f = if io == abi::SNAPSHOT_DELETE {
@@ -190,7 +206,8 @@ impl Fuzz<'_> {
                 .u64(at::MAP_FIRST, self.rng.below(2000))
                 .u64(at::MAP_COUNT, self.rng.below(2000))
                 .u64(at::MAP_BUFFER, p),
-            abi::MARK => {
+            abi::RECORD => a.dev(dev),
+            abi::MARK | abi::FREE => {
                 let n = self.rng.between(1, 4) as usize;
                 for i in 0..n {
                     let (o, l) = (self.rng.below(1 << 20), self.rng.below(1 << 20));
@@ -219,7 +236,15 @@ impl Fuzz<'_> {
         for _ in 0..[0, 0, 0, 1, 2][self.rng.below(5) as usize] {
             let field = self.rng.below(u64::from(io.size) / 4) as usize * 4;
             // A random device could be the machine's own disk.
-            let device = [abi::TRACK, abi::UNTRACK, abi::MAP_READ, abi::MARK].contains(&io);
+            let device = [
+                abi::TRACK,
+                abi::UNTRACK,
+                abi::MAP_READ,
+                abi::MARK,
+                abi::RECORD,
+                abi::FREE,
+            ]
+            .contains(&io);
             // Half a pointer changed could well name our own stack.
             if device && (field == at::MAJOR || field == at::MINOR)
                 || pointers(io).contains(&(field & !7))
@@ -236,6 +261,9 @@ impl Fuzz<'_> {
         }
         if io == abi::SNAPSHOT_CREATE {
             // Long time-outs are legal, but waste the test's time.
+            if (1001..=abi::HOLD_MAX_MS).contains(&a.get32(at::SNAP_HOLD_MS)) {
+                a = a.u32(at::SNAP_HOLD_MS, 1000);
+            }
             for field in [at::SNAP_FREEZE_MS, at::SNAP_DRAIN_MS] {
                 if (1001..=abi::TIMEOUT_MAX_MS).contains(&a.get32(field)) {
                     a = a.u32(field, 1000);

@@ -203,8 +203,9 @@ impl Checks {
             (0, EINVAL),
             (1, EINVAL),
             (4095, EINVAL),
-            (1 << 50, ENOMEM),
-            (u64::MAX, ENOMEM),
+            (1 << 39, ENOMEM),
+            ((1 << 39) + 4096, EINVAL),
+            (u64::MAX, EINVAL),
         ] {
             let what = format!("memory of {length} bytes");
             let a = memory.clone().u64(at::STORE_LENGTH, length);
@@ -301,6 +302,12 @@ impl Checks {
             );
         }
         self.other_stores();
+        let a = good.clone().put(at::STORE_SNAPSHOT, &[9; 16]);
+        self.expect("a snapshot that isn't there", &a, &[ENOENT]);
+        let a = a.u64(at::STORE_HANDLE, 1);
+        self.expect("a store and a snapshot", &a, &[EINVAL]);
+        let drop = abi::STORE_DROP.arg().u64(at::STORE_HANDLE, 1 << 40);
+        self.common(&drop, ENOENT);
         for fd in [-1i32, -2, i32::MIN, i32::MAX, 999] {
             self.expect(
                 &format!("fd {fd}"),

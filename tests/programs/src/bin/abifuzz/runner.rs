@@ -141,6 +141,7 @@ impl Checks {
             let defined = match io {
                 abi::UNTRACK | abi::SNAPSHOT_DELETE => bit == 0,
                 abi::MAP_READ => bit <= 1,
+                abi::SERVE => bit == 0,
                 _ => false,
             };
             if !defined {
@@ -272,6 +273,8 @@ pub fn checks(w: &Where, tmpfs: &str) -> Result<(), String> {
     c.refs(id);
     c.maps(image);
     c.mark();
+    c.free();
+    c.service(id)?;
     c.events()?;
     c.unprivileged(id)?;
     c.create(w)?;

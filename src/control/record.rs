@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Recording what is written before a cut, and what is free.
+
+use super::Registry;
+use super::State;
+use crate::cow::Free;
+use crate::cow::Recorder;
+use crate::kapi::abi;
+use crate::kapi::bdev::Dev;
+use crate::kapi::rcu::Retired;
+use crate::tracker::Tracker;
+use bdsnap_logic::units::Sectors;
+use bdsnap_logic::units::Span;
+use kernel::prelude::*;
+use kernel::sync::rcu;
+use kernel::sync::Arc;
+
+impl Registry {
+    /// BDSNAP_IOC_RECORD.
+    pub(super) fn record(&self, session: u64, arg: usize) -> Result {
+        let a = abi::read_arg::<abi::bdsnap_record>(arg)?;
+        if a.flags != 0 {
+            return Err(EINVAL);
+        }
+        let dev = Dev::new(a.major, a.minor)?;
+        let state = self.state.lock();
+        let tracker = state.tracker(dev).ok_or(ENOENT)?;
+        if tracker.ended() != 0 {
+            return Err(ESTALE);
+        }
+        match recorder_of(tracker) {
+            Some(owner) if owner != session => return Err(EBUSY),
+            Some(_) => return Ok(()),
+            None => (),
+        }
+        let recorder = Recorder::new(session, tracker.sectors())?;
+        drop(
+            tracker
+                .recorder
+                .swap(Some(KBox::new(recorder, GFP_KERNEL)?)),
+        );
+        Ok(())
+    }
+
+    /// BDSNAP_IOC_FREE.
+    pub(super) fn free(&self, session: u64, arg: usize) -> Result {
+        let a = abi::read_arg::<abi::bdsnap_mark>(arg)?;
+        if a.flags != 0 || a.reserved != 0 || !(1..=abi::BDSNAP_MAX_RANGES).contains(&a.count) {
+            return Err(EINVAL);
+        }
+        let dev = Dev::new(a.major, a.minor)?;
+        let ranges = abi::read_array::<abi::bdsnap_range>(a.ranges, a.count as usize)?;
+        let state = self.state.lock();
+        let tracker = state.tracker(dev).ok_or(ENOENT)?;
+        let span = |range: &abi::bdsnap_range| {
+            // Inwards: what is free in part is not.
+            let exact = Span::<Sectors>::from_bytes_exact(range.offset, range.length);
+            let span = exact.filter(|s| !s.is_empty() && s.end() <= tracker.sectors());
+            span.ok_or(EINVAL)
+        };
+        for range in ranges.iter() {
+            span(range)?;
+        }
+        let guard = rcu::read_lock();
+        let recorder = tracker.recorder.read(&guard);
+        let recorder = recorder.filter(|r| r.is_of(session)).ok_or(ENOENT)?;
+        for range in ranges.iter() {
+            recorder.set_free(span(range)?);
+        }
+        Ok(())
+    }
+}
+
+/// The session that has an origin's writes recorded.
+fn recorder_of(tracker: &Tracker) -> Option<u64> {
+    let guard = rcu::read_lock();
+    tracker.recorder.read(&guard).map(Recorder::owner)
+}
+
+/// Ends the recordings of a session. Sleeps.
+pub(super) fn end_session(state: &State, session: u64) {
+    for tracker in state.trackers.iter() {
+        if recorder_of(tracker) == Some(session) {
+            drop(stop(tracker));
+        }
+    }
+}
+
+/// Ends a recording. Dropping what is returned waits for RCU.
+pub(super) fn stop(tracker: &Arc<Tracker>) -> Retired<Recorder> {
+    tracker.recorder.swap(None)
+}
+
+/// What is free of an origin, if this session has it recorded.
+pub(super) fn free_of(tracker: &Tracker, session: u64) -> Option<Arc<Free>> {
+    let guard = rcu::read_lock();
+    let recorder = tracker.recorder.read(&guard);
+    recorder
+        .filter(|r| r.is_of(session))
+        .map(|r| r.free().clone())
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is free in an origin's file system at a cut, and need not be kept.
+//!
+//! Somebody has the file system's map of free space read while all writes are recorded. What is free
+//! in the map, and not written between the beginning of the recording and the cut, is free at the cut
+//! as well: a frozen file system has written all that it holds.
+
+use crate::kapi::abi;
+use bdsnap_logic::bits;
+use bdsnap_logic::units::Chunks;
+use bdsnap_logic::units::Granules;
+use bdsnap_logic::units::Sectors;
+use bdsnap_logic::units::Span;
+use bdsnap_logic::units::SECTOR_SHIFT;
+use core::sync::atomic::fence;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+/// Sectors in a chunk, as a shift. Not less than those of a granule.
+const CHUNK_SHIFT: u32 = abi::BDSNAP_FREE_UNIT.trailing_zeros() - SECTOR_SHIFT;
+const _: () = assert!(abi::BDSNAP_GRANULE_MAX <= abi::BDSNAP_FREE_UNIT);
+
+/// One bit a chunk.
+struct Map(KVVec<AtomicU64>);
+
+impl Map {
+    /// All bits clear, for an origin of `sectors` sectors. ENOMEM. May sleep.
+    fn new(sectors: u64) -> Result<Self> {
+        let all = Span::<Sectors>::of_len(0, sectors).ok_or(EINVAL)?;
+        let chunks = all.outward::<Chunks>(CHUNK_SHIFT).len();
+        let words = usize::try_from(chunks.div_ceil(64))?;
+        let mut map = KVVec::with_capacity(words, GFP_KERNEL)?;
+        for _ in 0..words {
+            map.push(AtomicU64::new(0), GFP_KERNEL)?;
+        }
+        Ok(Self(map))
+    }
+}
+
+/// The first bit of some chunks, and the bit after the last.
+fn bits_of(chunks: Span<Chunks>) -> (usize, usize) {
+    (chunks.start() as usize, chunks.end() as usize)
+}
+
+/// Chunks that are free.
+pub(crate) struct Free(Map);
+
+impl Free {
+    /// The first granule from `granule` on, up to `end`, that may be in use. `shift` is sectors in a
+    /// granule.
+    pub(super) fn first_used(&self, granule: u64, end: u64, shift: u32) -> u64 {
+        let (first, last) = self.chunks(granule, end, shift);
+        match bits::first_clear(&self.0 .0, first, last) {
+            Some(chunk) => ((chunk as u64) << (CHUNK_SHIFT - shift)).clamp(granule, end),
+            None => end,
+        }
+    }
+
+    /// The first granule from `granule` on, up to `end`, that is free.
+    pub(super) fn first_free(&self, granule: u64, end: u64, shift: u32) -> u64 {
+        let (first, last) = self.chunks(granule, end, shift);
+        match bits::first_set(&self.0 .0, first, last) {
+            Some(chunk) => ((chunk as u64) << (CHUNK_SHIFT - shift)).clamp(granule, end),
+            None => end,
+        }
+    }
+
+    /// The bits of all chunks that these granules touch.
+    fn chunks(&self, granule: u64, end: u64, shift: u32) -> (usize, usize) {
+        let granules = Span::<Granules>::new(granule, end).unwrap_or(Span::EMPTY);
+        let sectors = granules.sectors(shift, u64::MAX);
+        bits_of(sectors.outward::<Chunks>(CHUNK_SHIFT))
+    }
+
+    /// How many granules are free, of a device of `sectors` sectors.
+    pub(super) fn granules(&self, shift: u32, sectors: u64) -> u64 {
+        let all = Span::<Sectors>::of_len(0, sectors).unwrap_or(Span::EMPTY);
+        let (_, last) = bits_of(all.outward::<Chunks>(CHUNK_SHIFT));
+        let chunks = bits::count(&self.0 .0, 0, last) as u64;
+        let granules = all.outward::<Granules>(shift).len();
+        (chunks << (CHUNK_SHIFT - shift)).min(granules)
+    }
+}
+
+/// Records writes to an origin, and what is free.
+pub(crate) struct Recorder {
+    /// The session that asked for it.
+    owner: u64,
+    /// Sectors of the origin.
+    sectors: u64,
+    /// Chunks written to.
+    written: Map,
+    /// Chunks free in the map, and not written to.
+    free: Arc<Free>,
+}
+
+impl Recorder {
+    /// For an origin of `sectors` sectors. ENOMEM. May sleep.
+    pub(crate) fn new(owner: u64, sectors: u64) -> Result<Self> {
+        Ok(Self {
+            owner,
+            sectors,
+            written: Map::new(sectors)?,
+            free: Arc::new(Free(Map::new(sectors)?), GFP_KERNEL)?,
+        })
+    }
+
+    /// The session that asked for it.
+    pub(crate) fn owner(&self) -> u64 {
+        self.owner
+    }
+
+    /// Whether this session asked for it.
+    pub(crate) fn is_of(&self, session: u64) -> bool {
+        self.owner == session
+    }
+
+    /// What is free. It changes no more once the recorder is gone.
+    pub(crate) fn free(&self) -> &Arc<Free> {
+        &self.free
+    }
+
+    /// Takes note of a write, before it is let through. Any context.
+    #[inline]
+    pub(crate) fn written(&self, span: Span<Sectors>) {
+        let (from, to) = bits_of(span.outward::<Chunks>(CHUNK_SHIFT));
+        bits::set_range(&self.written.0, from, to);
+        // Either `set_free` sees this, or we see what it did.
+        fence(Ordering::SeqCst);
+        bits::clear_range(&self.free.0 .0, from, to);
+    }
+
+    /// Takes note of what the map says to be free.
+    pub(crate) fn set_free(&self, span: Span<Sectors>) {
+        let chunks = span.inward::<Chunks>(CHUNK_SHIFT, self.sectors);
+        let (mut from, to) = bits_of(chunks);
+        bits::set_range(&self.free.0 .0, from, to);
+        fence(Ordering::SeqCst);
+        while let Some(bit) = bits::first_set(&self.written.0, from, to) {
+            bits::clear_range(&self.free.0 .0, bit, bit + 1);
+            from = bit + 1;
+        }
+    }
+}
