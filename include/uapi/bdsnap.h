@@ -238,7 +238,7 @@ struct bdsnap_origin_info {
  * tenth of the machine's memory must remain available.
  *
  * Fields that the kind doesn't use are 0. ENOENT: no such store of this open
- * file, no such snapshot. ENOSPC: BDSNAP_MAX_PORTIONS or _LANES are reached. ENOMEM: also where
+ * file, no such snapshot, or one that has failed. ENOSPC: BDSNAP_MAX_PORTIONS or _LANES are reached. ENOMEM: also where
  * so much memory is not free. Others: see `cause`.
  */
 enum bdsnap_store_kind {
@@ -391,7 +391,7 @@ struct bdsnap_snapshot_info {
 	__u32 cause;
 	__u32 device_count;
 	__u32 granule;		/* bytes */
-	__u64 store_capacity;	/* bytes */
+	__u64 store_capacity;	/* bytes; of a snapshot that has failed 0, as its store is given back */
 	__u64 store_used;	/* bytes */
 	__u64 store_limit;	/* bytes; = capacity for a fixed store */
 	__u32 kept;		/* 1: SNAPSHOT_KEEP was called */

@@ -184,7 +184,7 @@ impl Registry {
             id,
             created_ns: times.created_ns,
             images: KVec::new(),
-            store,
+            store: Some(store),
             owner: Some(session),
             note,
         };
@@ -413,13 +413,10 @@ fn add_portion(
     let is_live = a.snapshot != [0; 16];
     let is_it = |s: &&Snapshot| is_live && s.id == a.snapshot;
     let store = match a.store {
-        _ if is_live => state
-            .snapshots
-            .iter()
-            .find(is_it)
-            .ok_or(ENOENT)?
-            .store
-            .clone(),
+        _ if is_live => {
+            let snapshot = state.snapshots.iter().find(is_it).ok_or(ENOENT)?;
+            snapshot.store.clone().ok_or(ENOENT)?
+        }
         0 => {
             let granule = match a.granule {
                 0 => abi::BDSNAP_GRANULE_DEFAULT,
@@ -486,7 +483,8 @@ fn fits_live(state: &State, store: &Store, new: &mut New) -> Result<(), Refused>
     // (An image is read in its origin's blocks.)
     let too_large = |i: &crate::image::Image| logical > i.tracker().device.logical_block();
     let mut snapshots = state.snapshots.iter();
-    let snapshot = snapshots.find(|s| core::ptr::eq(&*s.store, store));
+    let has_it = |s: &&Snapshot| s.store.as_ref().is_some_and(|s| core::ptr::eq(&**s, store));
+    let snapshot = snapshots.find(has_it);
     if snapshot.is_some_and(|s| s.images.iter().any(too_large)) {
         return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_BLOCK_SIZE));
     }

@@ -101,11 +101,14 @@ pub(super) fn dissolve(snapshot: Snapshot) {
         let (tracker, version) = (image.tracker().clone(), image.version().clone());
         // Nobody reads it any more after this.
         drop(image);
-        cow::remove(&tracker, &version);
+        if store.is_some() {
+            cow::remove(&tracker, &version);
+        }
     }
-    // Others may still use slots of it, but new images show again what is there.
-    store.mark_changed();
-    drop(store);
+    if let Some(store) = store {
+        // Others may still use slots of it, but new images show again what is there.
+        store.mark_changed();
+    }
     event::post(abi::bdsnap_event {
         type_: abi::BDSNAP_EVENT_DELETED,
         snapshot: id,

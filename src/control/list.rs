@@ -164,33 +164,39 @@ fn health(image: &Image) -> (u32, u32) {
 
 /// What there is to say of a snapshot.
 fn snapshot(snapshot: &Snapshot) -> abi::bdsnap_snapshot_info {
-    let store = &snapshot.store;
-    let shift = store.shift() + SECTOR_SHIFT;
-    let (fill, dev) = (store.fill(), store.device().map(BlockDevice::dev));
-    let outlook = store.outlook();
     let (state, cause) = snapshot.images.iter().map(health).max().unwrap_or((0, 0));
-    // One that has failed needs nothing any more.
-    let is_wanted = state != abi::BDSNAP_SNAPSHOT_FAILED;
-    abi::bdsnap_snapshot_info {
+    let shift = snapshot.images.first().map_or(0, |i| i.version().shift()) + SECTOR_SHIFT;
+    let mut info = abi::bdsnap_snapshot_info {
         id: snapshot.id,
         created_ns: snapshot.created_ns,
         state,
         cause,
         device_count: snapshot.images.len() as u32,
         granule: 1 << shift,
-        store_capacity: fill.total << shift,
-        store_used: fill.used << shift,
-        store_limit: outlook.limit,
         kept: u32::from(snapshot.owner.is_none()),
-        store_major: dev.map_or(0, Dev::major),
-        store_minor: dev.map_or(0, Dev::minor),
-        store_waiting: u32::from(outlook.is_waited_for && is_wanted),
-        store_wanted: if is_wanted { outlook.wanted } else { 0 },
-        store_rate: outlook.rate,
-        store_seconds: outlook.seconds.unwrap_or(u64::MAX),
-        hold_ms: outlook.hold_ms,
+        store_seconds: u64::MAX,
         note_len: snapshot.note.len() as u32,
+        ..Default::default()
+    };
+    let Some(store) = &snapshot.store else {
+        return info;
+    };
+    let (fill, dev) = (store.fill(), store.device().map(BlockDevice::dev));
+    let outlook = store.outlook();
+    info.store_capacity = fill.total << shift;
+    info.store_used = fill.used << shift;
+    info.store_limit = outlook.limit;
+    info.store_major = dev.map_or(0, Dev::major);
+    info.store_minor = dev.map_or(0, Dev::minor);
+    info.store_rate = outlook.rate;
+    info.hold_ms = outlook.hold_ms;
+    // One that has failed needs nothing any more.
+    if state != abi::BDSNAP_SNAPSHOT_FAILED {
+        info.store_waiting = u32::from(outlook.is_waited_for);
+        info.store_wanted = outlook.wanted;
+        info.store_seconds = outlook.seconds.unwrap_or(u64::MAX);
     }
+    info
 }
 
 /// What there is to say of a version.

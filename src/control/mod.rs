@@ -6,6 +6,7 @@ mod changes;
 mod create;
 mod delete;
 mod freeze;
+mod janitor;
 mod list;
 mod record;
 mod session;
@@ -31,6 +32,7 @@ use crate::tracker::Queues;
 use crate::tracker::Tracker;
 use crate::tracker::Watch;
 use core::sync::atomic::AtomicU64;
+use janitor::Janitor;
 use kernel::new_mutex;
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -44,8 +46,8 @@ pub(super) struct Snapshot {
     created_ns: u64,
     /// Its versions' images, in the order of creation.
     images: KVec<Image>,
-    /// Its store.
-    store: Arc<Store>,
+    /// Its store. None: it has failed, and its store is given back.
+    store: Option<Arc<Store>>,
     /// The session that it ends with; None: kept.
     owner: Option<u64>,
     /// What its maker left for whoever serves its store.
@@ -111,6 +113,8 @@ pub(crate) struct Registry {
     freezing: OwnedQueue,
     /// Where works sleep that look at something now and then.
     idle: Arc<OwnedQueue>,
+    /// Gives back what failed snapshots have.
+    janitor: Arc<Janitor>,
     /// The next session's number.
     next_session: AtomicU64,
 }
@@ -134,6 +138,7 @@ pub(crate) fn start() -> Result<GlobalGuard<Registry>> {
     let queue = Arc::new(OwnedQueue::new(c"bdsnap", true)?, GFP_KERNEL)?;
     let freezing = OwnedQueue::new(c"bdsnap_freeze", false)?;
     let idle = Arc::new(OwnedQueue::new(c"bdsnap_idle", false)?, GFP_KERNEL)?;
+    let janitor = Arc::pin_init(Janitor::new(), GFP_KERNEL)?;
     let registry = Arc::pin_init(
         pin_init!(Registry {
             state <- new_mutex!(State {
@@ -150,6 +155,7 @@ pub(crate) fn start() -> Result<GlobalGuard<Registry>> {
             queue,
             freezing,
             idle,
+            janitor,
             next_session: AtomicU64::new(1),
         }),
         GFP_KERNEL,

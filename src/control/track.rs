@@ -3,6 +3,7 @@
 //! Tracking: which origins there are, and the hook while there are any.
 
 use super::delete;
+use super::janitor;
 use super::Hooked;
 use super::Registry;
 use super::State;
@@ -132,7 +133,7 @@ impl Registry {
     ) -> Result<Arc<Tracker>, Refused> {
         expect_strays(state, &device)?;
         let queues = state.free_queues()?;
-        let tracker = Tracker::new(device, shift, queues, self.idle.clone())?;
+        let tracker = Tracker::new(device, shift, queues, self.idle.clone(), janitor::call)?;
         state.trackers.push(tracker.clone(), GFP_KERNEL)?;
         if let Err(e) = publish(state) {
             let _ = state.trackers.pop();
@@ -161,7 +162,13 @@ impl Registry {
         check(&device)?;
         expect_strays(state, &device)?;
         let shift = old.map.shift();
-        let new = Tracker::new(device, shift, state.free_queues()?, self.idle.clone())?;
+        let new = Tracker::new(
+            device,
+            shift,
+            state.free_queues()?,
+            self.idle.clone(),
+            janitor::call,
+        )?;
         state.dying.reserve(1, GFP_KERNEL)?;
         let Some(place) = state.trackers.iter_mut().find(|t| Arc::ptr_eq(t, old)) else {
             return Err(ENOENT.into());

@@ -163,6 +163,8 @@ pub(super) struct Job {
     pub(super) version: Arc<Version>,
     /// Of these granules.
     pub(super) span: Span<Granules>,
+    /// To this store.
+    pub(super) store: Arc<Store>,
     /// To these slots.
     pub(super) slot: u64,
     /// What is being done.
@@ -520,7 +522,12 @@ impl Chain {
             version.fail(abi::BDSNAP_CAUSE_NO_MEMORY);
             return Attempt::Failed;
         };
-        let (slot, len) = match version.store.take(want, urgent, self.hurried) {
+        let Some(store) = version.store() else {
+            pool.give(run);
+            version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
+            return Attempt::Failed;
+        };
+        let (slot, len) = match store.take(want, urgent, self.hurried) {
             Taken::Slots(slot, len) => (slot, len),
             Taken::Later => {
                 pool.give(run);
@@ -542,6 +549,7 @@ impl Chain {
         let sectors = version.sectors_of(span);
         *job = Some(Job {
             version,
+            store,
             span,
             slot,
             phase: Phase::Read,

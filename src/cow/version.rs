@@ -7,6 +7,7 @@ use super::free::Free;
 use crate::cbt::Aside;
 use crate::cbt::View;
 use crate::kapi::abi;
+use crate::kapi::rcu::RcuCell;
 use crate::kapi::slot::BitPage;
 use crate::store::Store;
 use bdsnap_logic::units::Granules;
@@ -17,6 +18,7 @@ use core::sync::atomic::AtomicU32;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
+use kernel::sync::rcu;
 use kernel::sync::Arc;
 
 /// How a version is damaged.
@@ -35,8 +37,10 @@ pub(crate) enum Damage {
 pub(crate) struct Version {
     /// The map as of its cut.
     pub(crate) view: View,
-    /// Where its granules go.
-    pub(crate) store: Arc<Store>,
+    /// Where its granules go; empty once it is of no use any more.
+    store: RcuCell<Arc<Store>>,
+    /// Sectors in a granule, as a shift.
+    shift: u32,
     /// Sectors of the origin.
     sectors: u64,
     /// Granules for which no copy need be made (any more), beside those that are free.
@@ -75,14 +79,18 @@ impl Version {
         free: Option<Arc<Free>>,
     ) -> Result<Self> {
         let all = Span::<Sectors>::of_len(0, sectors).ok_or(EINVAL)?;
-        let granules = all.outward::<Granules>(store.shift()).len();
+        let shift = store.shift();
+        let granules = all.outward::<Granules>(shift).len();
+        let cell = RcuCell::empty();
+        drop(cell.swap(Some(KBox::new(store, GFP_KERNEL)?)));
         Ok(Self {
             view,
             sectors,
             kept: Bits::new(granules)?,
             free,
             data: Bits::new(granules)?,
-            store,
+            store: cell,
+            shift,
             failed: AtomicU32::new(0),
             snapshot,
             lost_by: AtomicU32::new(0),
@@ -98,7 +106,18 @@ impl Version {
     /// Sectors in a granule, as a shift.
     #[inline]
     pub(crate) fn shift(&self) -> u32 {
-        self.store.shift()
+        self.shift
+    }
+
+    /// Its store. Any context.
+    pub(super) fn store(&self) -> Option<Arc<Store>> {
+        let guard = rcu::read_lock();
+        self.store.read(&guard).cloned()
+    }
+
+    /// Lets go of its store: it has failed, and is not in its chain any more. Sleeps.
+    pub(crate) fn give_up_store(&self) {
+        drop(self.store.swap(None));
     }
 
     /// Sectors of its origin.
@@ -187,7 +206,7 @@ impl Version {
         let told = self.told.load(Ordering::Relaxed);
         told < 2 && self.failed.load(Ordering::Acquire) != 0
             || told < 1 && self.lost.load(Ordering::Relaxed) > 0
-            || self.store.has_news()
+            || self.store().is_some_and(|s| s.has_news())
     }
 
     /// Takes note that so many more granules can't be read, and why.

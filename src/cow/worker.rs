@@ -117,9 +117,8 @@ fn tell(tracker: &Tracker) {
     // Where there is no memory for the list, the next round does it.
     let versions = tracker.lock_chain().versions(None).unwrap_or_default();
     for version in versions {
-        if let Some(seconds) = version.store.take_news() {
-            let number = seconds;
-            tracker.tell(abi::BDSNAP_EVENT_LOW, 0, version.snapshot, number);
+        if let Some(seconds) = version.store().and_then(|s| s.take_news()) {
+            tracker.tell(abi::BDSNAP_EVENT_LOW, 0, version.snapshot, seconds);
         }
         let (kind, cause) = match version.untold() {
             Some(Damage::All(cause)) => (abi::BDSNAP_EVENT_FAILED, cause),
@@ -127,6 +126,9 @@ fn tell(tracker: &Tracker) {
             Some(Damage::None) | None => continue,
         };
         tracker.tell(kind, cause, version.snapshot, version.view.number());
+        if kind == abi::BDSNAP_EVENT_FAILED {
+            tracker.has_failed();
+        }
     }
 }
 
@@ -318,7 +320,7 @@ impl Chain {
             self.split(&version, job.span, bad, memory)
         };
         tracker.count_copied(good << version.shift() << SECTOR_SHIFT);
-        let sector = match version.store.site(job.slot).filter(|_| good > 0) {
+        let sector = match job.store.site(job.slot).filter(|_| good > 0) {
             Some(Site::Device(_, sector, _)) => sector,
             Some(Site::Memory(..)) => 0,
             None => return self.over(run, &version),
@@ -326,12 +328,12 @@ impl Chain {
         trace::copy(tracker.dev(), job.span.start(), job.span.len(), job.slot);
         // The last granule of a device may be short.
         let bytes = (version.sectors_of(job.span).len() as usize) << SECTOR_SHIFT;
-        let slot = job.slot;
+        let (store, slot) = (job.store.clone(), job.slot);
         job.phase = Phase::Write;
         self.put(&run, job);
         let start = Start {
             run,
-            store: Some((version.store.clone(), slot)),
+            store: Some((store, slot)),
             io: Io {
                 direction: Direction::Write,
                 sector,
@@ -360,7 +362,7 @@ impl Chain {
                 if let Place::Memory { .. } = extent.place {
                     extent.place = if ok {
                         Place::Stored {
-                            store: version.store.clone(),
+                            store: job.store.clone(),
                             slot: job.slot + (extent.first - job.span.start()),
                         }
                     } else {

@@ -90,6 +90,8 @@ pub(crate) struct Tracker {
     pub(crate) inflight: KBox<Inflight>,
     /// The versions, for those who take no lock.
     pub(crate) versions: RcuCell<Versions>,
+    /// Told when a version has failed.
+    on_failure: fn(),
     /// Records writes, if somebody has asked for it.
     pub(crate) recorder: RcuCell<Recorder>,
     /// Writes that the hook took.
@@ -223,12 +225,14 @@ impl RunOwner for Tracker {
 
 impl Tracker {
     /// A tracker for `device`, with CBT blocks of `1 << block_shift` sectors, in a new generation.
-    /// Nothing is tracked until it is in the [`Table`]. ENOMEM. May sleep.
+    /// Nothing is tracked until it is in the [`Table`]. `on_failure` is called, where it may sleep, when
+    /// a version has failed. ENOMEM. May sleep.
     pub(crate) fn new(
         device: BlockDevice,
         block_shift: u32,
         queues: Arc<Queues>,
         idle: Arc<OwnedQueue>,
+        on_failure: fn(),
     ) -> Result<Arc<Self>> {
         let sectors = device.sectors();
         let span = Span::of_len(device.start_sector(), sectors).ok_or(EINVAL)?;
@@ -245,6 +249,7 @@ impl Tracker {
                 map <- Map::new(sectors, kinds),
                 inflight,
                 versions: RcuCell::empty(),
+                on_failure,
                 recorder: RcuCell::empty(),
                 arrivals <- new_spinlock!(Arrivals {
                     held: HeldList::new(),
@@ -349,6 +354,11 @@ impl Tracker {
         event.snapshot = snapshot;
         event.number = number;
         event::post(event);
+    }
+
+    /// One of its versions has failed: somebody should see to its store.
+    pub(crate) fn has_failed(&self) {
+        (self.on_failure)();
     }
 
     /// Tells the end of its generation, once. May sleep.
