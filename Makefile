@@ -36,7 +36,7 @@ endif
 endif
 
 # the kernel the VM runs is always the prepared one: tests build for that
-VM_GOALS := demo test test-long test-vm test-host bench shell rootfs-script lint
+VM_GOALS := demo demo-stretch test test-long test-vm test-host bench shell rootfs-script lint
 ifneq ($(filter $(VM_GOALS) vm-build,$(MAKECMDGOALS)),)
 ifeq ($(origin KDIR),file)
 NATIVE :=
@@ -90,7 +90,7 @@ $(TEST_MODULES) &: $(TEST_SOURCES) tests/kernel/Kbuild
 vm-build:
 	@$(MAKE) --no-print-directory module tool abi test-modules >&2
 
-.PHONY: rootfs-script shell demo
+.PHONY: rootfs-script shell demo demo-stretch
 # make rootfs-script SCRIPT=path [DISKS="512M 512M:4096"] [KERNEL=] [SHARE=dir] [TIMEOUT=600] [MEMORY=2G]
 VM_FLAGS = $(if $(DISKS),--disks "$(DISKS)") $(if $(SHARE),--share "$(SHARE)") $(if $(TIMEOUT),--timeout $(TIMEOUT)) $(if $(MEMORY),--memory $(MEMORY))
 rootfs-script: vm-build
@@ -102,6 +102,10 @@ shell: vm-build
 
 demo: vm-build
 	@tests/demo/run
+
+# a store that starts small and grows: make demo-stretch [MIB=2048]
+demo-stretch: vm-build
+	@COLOR=$$([ -t 1 ] && echo 1) BDSNAP_PASS="COLOR MIB" scripts/vm --name demo-stretch --timeout 1800 --disks 9G tests/demo/stretch.sh
 
 .PHONY: test test-long test-host test-vm lint bench
 test:

@@ -496,7 +496,9 @@ struct bdsnap_mark {
  * BDSNAP_IOC_FREE (struct bdsnap_mark): ranges of an origin that its file
  * system said to be free after RECORD: the next snapshot that this open file
  * takes of it does not keep them, but for what is written until the cut. They
- * read as zeros in its image, for ever. Ranges are made of whole sectors;
+ * read as zeros in its image, for ever. What is free at one cut and not at the
+ * next, or the other way round, counts as changed in between (by a discard,
+ * where it is free now). Ranges are made of whole sectors;
  * they count inwards, in whole BDSNAP_FREE_UNIT. EINVAL: a range is empty or ends past the
  * device: then none counts. ENOENT: this open file does not have it recorded.
  *

@@ -9,6 +9,7 @@
 
 use super::kinds::pieces;
 use super::Kinds;
+use crate::kapi::inflight::Watch;
 use crate::kapi::slot;
 use crate::kapi::slot::BytePage;
 use crate::kapi::slot::Content;
@@ -178,6 +179,12 @@ impl Map {
         for piece in pieces(Span::new(parts.head.start(), end).unwrap_or(Span::EMPTY)) {
             self.mark_piece(piece, &parts, code, aside);
         }
+    }
+
+    /// What [`Map::mark`] was told to be discarded by `span` is so, without anything on the device
+    /// having been discarded.
+    pub(crate) fn unwanted(&self, span: Span<Sectors>) {
+        self.kinds.ended(Change::Discard, span, true);
     }
 
     /// Marks blocks of one page.

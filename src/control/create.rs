@@ -50,6 +50,8 @@ struct Candidate {
     list: Option<KBox<Versions>>,
     /// Whether what is free at the cut was recorded for it.
     is_recorded: bool,
+    /// That, for the next cut; taken at the switch.
+    last_free: Option<KBox<Arc<Free>>>,
 }
 
 /// Times of a cut.
@@ -238,6 +240,10 @@ impl Registry {
         let times = self.cut(a, &mut candidates, &freezer);
         hurry(false);
         let times = times?;
+        for candidate in candidates.iter_mut() {
+            let free = candidate.last_free.take();
+            drop(candidate.tracker.last_free.swap(free));
+        }
         // Whatever ended a generation before the cut may not have been in the versions' list then.
         let ended = candidates
             .iter()
@@ -596,6 +602,11 @@ fn prepare(
     free: Option<Arc<Free>>,
 ) -> Result<Candidate, Refused> {
     let is_recorded = free.is_some();
+    record::mark_differences(tracker, free.as_deref());
+    let last_free = match &free {
+        Some(free) => Some(KBox::new(free.clone(), GFP_KERNEL)?),
+        None => None,
+    };
     let logical = tracker.device.logical_block();
     // The last granule may be short, and images are read in the origin's blocks.
     if logical > 1 << (store.shift() + SECTOR_SHIFT) || store.logical_block() > logical {
@@ -625,6 +636,7 @@ fn prepare(
         version,
         list: Some(KBox::new(Versions::new(list, false), GFP_KERNEL)?),
         is_recorded,
+        last_free,
     })
 }
 

@@ -4,6 +4,7 @@
 
 use super::Registry;
 use super::State;
+use crate::cow;
 use crate::cow::Free;
 use crate::cow::Recorder;
 use crate::kapi::abi;
@@ -76,6 +77,22 @@ impl Registry {
 fn recorder_of(tracker: &Tracker) -> Option<u64> {
     let guard = rcu::read_lock();
     tracker.recorder.read(&guard).map(Recorder::owner)
+}
+
+/// What is free is not on the image, whatever the origin has there: where that is another than at the
+/// last cut, it has changed. To be called before the cut; what becomes used until then is written.
+/// (Before the first one there is no image.) Sleeps.
+pub(super) fn mark_differences(tracker: &Tracker, free: Option<&Free>) {
+    let guard = rcu::read_lock();
+    let last = tracker.last_free.read(&guard).cloned();
+    drop(guard);
+    let is_first = tracker.map.numbers().0 == 0;
+    if is_first || (last.is_none() && free.is_none()) {
+        return;
+    }
+    cow::differences(last.as_deref(), free, |span, is_free| {
+        tracker.mark_free(span, is_free);
+    });
 }
 
 /// Ends the recordings of a session. Sleeps.

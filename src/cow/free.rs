@@ -85,6 +85,46 @@ impl Free {
     }
 }
 
+/// Calls `each` with all that is free in one of two cuts only, and whether in the newer one.
+pub(crate) fn differences(
+    old: Option<&Free>,
+    new: Option<&Free>,
+    mut each: impl FnMut(Span<Sectors>, bool),
+) {
+    let words = |free: Option<&Free>| free.map_or(0, |f| f.0 .0.len());
+    let word = |free: Option<&Free>, n: usize| {
+        let word = free.and_then(|f| f.0 .0.get(n));
+        word.map_or(0, |w| w.load(Ordering::Acquire))
+    };
+    // The run so far: chunks, and whether they are free in the newer one.
+    let mut run = (Span::<Chunks>::EMPTY, false);
+    let mut add = |first: u64, len: u64, is_new: bool| {
+        let (span, kind) = run;
+        run = match Span::new(span.start(), first.saturating_add(len)) {
+            Some(longer) if span.end() == first && kind == is_new => (longer, is_new),
+            _ => {
+                each(span.sectors(CHUNK_SHIFT, u64::MAX), kind);
+                (Span::of_len(first, len).unwrap_or(Span::EMPTY), is_new)
+            }
+        };
+    };
+    for n in 0..words(old).max(words(new)) {
+        let (before, now) = (word(old, n), word(new, n));
+        let first = (n as u64).saturating_mul(64);
+        match before ^ now {
+            0 => (),
+            u64::MAX if now == 0 || before == 0 => add(first, 64, now != 0),
+            differ => {
+                for bit in (0..64).filter(|bit| differ >> bit & 1 == 1) {
+                    add(first + bit, 1, now >> bit & 1 == 1);
+                }
+            }
+        }
+    }
+    // What is left; the bit after the last is of nobody.
+    add(u64::MAX, 0, false);
+}
+
 /// Records writes to an origin, and what is free.
 pub(crate) struct Recorder {
     /// The session that asked for it.

@@ -16,6 +16,7 @@ mod worker;
 
 pub(crate) use chain::Chain;
 pub(crate) use chain::Found;
+pub(crate) use free::differences;
 pub(crate) use free::Free;
 pub(crate) use free::Recorder;
 pub(crate) use remove::remove;

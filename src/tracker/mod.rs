@@ -16,6 +16,7 @@ use crate::cbt::Kinds;
 use crate::cbt::Map;
 use crate::cow;
 use crate::cow::Chain;
+use crate::cow::Free;
 use crate::cow::Recorder;
 use crate::cow::Versions;
 use crate::event;
@@ -92,6 +93,8 @@ pub(crate) struct Tracker {
     pub(crate) versions: RcuCell<Versions>,
     /// Told when a version has failed.
     on_failure: fn(),
+    /// What was free at the last cut, if that was recorded.
+    pub(crate) last_free: RcuCell<Arc<Free>>,
     /// Records writes, if somebody has asked for it.
     pub(crate) recorder: RcuCell<Recorder>,
     /// Writes that the hook took.
@@ -250,6 +253,7 @@ impl Tracker {
                 inflight,
                 versions: RcuCell::empty(),
                 on_failure,
+                last_free: RcuCell::empty(),
                 recorder: RcuCell::empty(),
                 arrivals <- new_spinlock!(Arrivals {
                     held: HeldList::new(),
@@ -375,6 +379,32 @@ impl Tracker {
         let versions = self.versions.read(&guard);
         self.map
             .mark(Change::Write, span, versions.and_then(Versions::aside));
+    }
+
+    /// Marks sectors as changed that are free in the next cut and were not in the last, or the other way
+    /// round. Sleeps.
+    pub(crate) fn mark_free(&self, span: Span<Sectors>, is_free: bool) {
+        /// Sectors that are marked at a time, under RCU.
+        const STEP: u64 = 1 << 21;
+        let change = if is_free {
+            Change::Discard
+        } else {
+            Change::Write
+        };
+        let all = Span::of_len(0, self.sectors()).unwrap_or(Span::EMPTY);
+        let mut rest = span.intersect(all);
+        while !rest.is_empty() {
+            let (part, others) = rest.split_at(rest.start().saturating_add(STEP));
+            let guard = rcu::read_lock();
+            let versions = self.versions.read(&guard);
+            let aside = versions.and_then(Versions::aside);
+            self.map.mark(change, part, aside);
+            if is_free {
+                self.map.unwanted(part);
+            }
+            drop(guard);
+            rest = others;
+        }
     }
 
     /// Locks the chain. May sleep; until it is unlocked, allocations start no I/O, which might be

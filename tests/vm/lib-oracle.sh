@@ -90,7 +90,7 @@ oracle_mark() {
 # oracle_cut CUT DEV… [options of snap]
 oracle_cut() {
 	oracle_mark "$1-before"
-	snap "${@:2}"
+	snap "${@:2}" --skip-free off
 	oracle_mark "$1-after"
 	ORACLE_NUM[$1]=$NUM
 }
@@ -99,7 +99,7 @@ oracle_cut() {
 oracle_quiet() {
 	log_pause
 	log_mark "$1-before"
-	snap "${@:2}"
+	snap "${@:2}" --skip-free off
 	log_mark "$1-after"
 	log_resume
 	ORACLE_NUM[$1]=$NUM

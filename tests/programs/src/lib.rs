@@ -1,5 +1,5 @@
 //! Shared by the programs that the VM tests run: `stomp`, `digest`, `twins`,
-//! `churn`, `abifuzz`, `jsonget`, `replay`, `passthrough`.
+//! `churn`, `abifuzz`, `jsonget`, `replay`, `passthrough`, `holdstore`.
 //!
 //! They know bdsnap only from its ABI header and its command line, never from
 //! its code: what they check, they check from outside. All `unsafe` is in
