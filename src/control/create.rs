@@ -54,6 +54,16 @@ struct Candidate {
     last_free: Option<KBox<Arc<Free>>>,
 }
 
+/// A snapshot that is being made.
+struct Making<'a> {
+    /// By this session.
+    session: u64,
+    /// With this id.
+    id: [u8; 16],
+    /// With this store.
+    store: &'a Arc<Store>,
+}
+
 /// Times of a cut.
 #[derive(Default)]
 struct Times {
@@ -172,7 +182,12 @@ impl Registry {
         })?;
         let id = abi::random_uuid();
         let trackers = self.origins(state, devices)?;
-        let made = self.create_of(state, session, a, &trackers, fds, &store, id);
+        let making = Making {
+            session,
+            id,
+            store: &store,
+        };
+        let made = self.create_of(state, a, &trackers, fds, &making);
         let (candidates, times) = match made {
             Ok(made) => made,
             Err(refused) => {
@@ -219,19 +234,17 @@ impl Registry {
     fn create_of(
         &self,
         state: &State,
-        session: u64,
         a: &abi::bdsnap_snapshot_create,
         trackers: &[Arc<Tracker>],
         fds: &[i32],
-        store: &Arc<Store>,
-        id: [u8; 16],
+        making: &Making<'_>,
     ) -> Result<(KVec<Candidate>, Times), Refused> {
         let freezer = Freezer::new(file_systems(fds)?, copies(trackers)?)?;
-        self.make_room(state, store)?;
+        self.make_room(state, making.store)?;
         let mut candidates = KVec::with_capacity(trackers.len(), GFP_KERNEL)?;
         for (index, tracker) in trackers.iter().enumerate() {
-            let free = record::free_of(tracker, session);
-            let candidate = prepare(state, tracker, store, id, free).map_err(|r| r.of(index))?;
+            let free = record::free_of(tracker, making.session);
+            let candidate = prepare(state, tracker, making, free).map_err(|r| r.of(index))?;
             candidates.push(candidate, GFP_KERNEL)?;
         }
         wait_for_portions(trackers, limit(a.drain_timeout_ms)?)?;
@@ -597,10 +610,10 @@ fn free_name(state: &State, snapshot: &Snapshot) -> Result<[u8; NAME_LEN]> {
 fn prepare(
     state: &State,
     tracker: &Arc<Tracker>,
-    store: &Arc<Store>,
-    snapshot: [u8; 16],
+    making: &Making<'_>,
     free: Option<Arc<Free>>,
 ) -> Result<Candidate, Refused> {
+    let store = making.store;
     let is_recorded = free.is_some();
     record::mark_differences(tracker, free.as_deref());
     let last_free = match &free {
@@ -614,7 +627,7 @@ fn prepare(
     }
     tracker.map.age_if_due();
     let view = tracker.map.prepare_view()?;
-    let version = Version::new(view, store.clone(), tracker.sectors(), snapshot, free)?;
+    let version = Version::new(view, store.clone(), tracker.sectors(), making.id, free)?;
     let here = state.places().filter(|p| p.disk == tracker.disk());
     for span in here.flat_map(|p| p.spans.iter()) {
         if let Some(part) = range::in_origin(*span, tracker.span()) {
