@@ -103,9 +103,12 @@ shell: vm-build
 demo: vm-build
 	@tests/demo/run
 
-# a store that starts small and grows: make demo-stretch [MIB=2048]
+# a store that starts small and grows: make demo-stretch [MIB=2048] [FS=ext4]
+demo-stretch: MIB ?= 2048
+demo-stretch: FS ?= ext4
 demo-stretch: vm-build
-	@COLOR=$$([ -t 1 ] && echo 1) BDSNAP_PASS="COLOR MIB" scripts/vm --name demo-stretch --timeout 1800 --disks 9G tests/demo/stretch.sh
+	@COLOR=$$([ -t 1 ] && echo 1) MIB=$(MIB) FS=$(FS) BDSNAP_PASS="COLOR MIB FS" scripts/vm --name demo-stretch --timeout 3000 \
+		--disks $$(($(MIB) * 4 + 1024))M tests/demo/stretch.sh
 
 .PHONY: test test-long test-host test-vm lint bench
 test:

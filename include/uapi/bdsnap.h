@@ -101,7 +101,8 @@ enum bdsnap_cause {
 	/* at snapshot creation: `fail_index` names the device or file system */
 	BDSNAP_CAUSE_FREEZE = 30,	/* a file system could not be frozen */
 	BDSNAP_CAUSE_FREEZE_TIMEOUT = 31, /* ETIMEDOUT */
-	BDSNAP_CAUSE_DRAIN_TIMEOUT = 32,/* writes in flight did not complete: ETIMEDOUT */
+	BDSNAP_CAUSE_DRAIN_TIMEOUT = 32,/* writes in flight did not complete: ETIMEDOUT; EBUSY: try again,
+					   some wait for a portion of a store */
 	BDSNAP_CAUSE_UNFROZEN = 33,	/* somebody thawed a file system before the cut: EBUSY */
 	BDSNAP_CAUSE_RESIZED = 34,	/* the origin's size changed while it has snapshots: EBUSY; of a
 					   snapshot: its origin shrank */
@@ -391,7 +392,7 @@ struct bdsnap_snapshot_info {
 	__u32 cause;
 	__u32 device_count;
 	__u32 granule;		/* bytes */
-	__u64 store_capacity;	/* bytes; of a snapshot that has failed 0, as its store is given back */
+	__u64 store_capacity;	/* bytes; 0 where all its versions have failed: it is given back */
 	__u64 store_used;	/* bytes */
 	__u64 store_limit;	/* bytes; = capacity for a fixed store */
 	__u32 kept;		/* 1: SNAPSHOT_KEEP was called */

@@ -28,6 +28,7 @@ use crate::kapi::time;
 use crate::kapi::time::Deadline;
 use crate::kapi::trace;
 use crate::store::New;
+use crate::store::Place;
 use crate::store::Policy;
 use crate::store::Source;
 use crate::store::Store;
@@ -48,6 +49,8 @@ struct Candidate {
     version: Arc<Version>,
     /// The list that will be in force, with the version; taken at the switch.
     list: Option<KBox<Versions>>,
+    /// The places of stores that the version does not keep.
+    places: KVec<Arc<Place>>,
     /// Whether what is free at the cut was recorded for it.
     is_recorded: bool,
     /// That, for the next cut; taken at the switch.
@@ -247,12 +250,8 @@ impl Registry {
             let candidate = prepare(state, tracker, making, free).map_err(|r| r.of(index))?;
             candidates.push(candidate, GFP_KERNEL)?;
         }
-        wait_for_portions(trackers, limit(a.drain_timeout_ms)?)?;
-        let hurry = |on| trackers.iter().for_each(|t| t.lock_chain().hurried = on);
-        hurry(true);
-        let times = self.cut(a, &mut candidates, &freezer);
-        hurry(false);
-        let times = times?;
+        nobody_waits(trackers)?;
+        let times = self.cut(a, &mut candidates, &freezer)?;
         for candidate in candidates.iter_mut() {
             let free = candidate.last_free.take();
             drop(candidate.tracker.last_free.swap(free));
@@ -325,7 +324,10 @@ impl Registry {
             let here = store.places().filter(|p| p.disk == tracker.disk());
             for span in here.flat_map(|p| p.spans.iter()) {
                 if let Some(part) = range::in_origin(*span, tracker.span()) {
-                    cow::settle(tracker, part)?;
+                    cow::settle(tracker, part).map_err(|e| match e {
+                        EBUSY => Refused::new(e, abi::BDSNAP_CAUSE_DRAIN_TIMEOUT),
+                        e => e.into(),
+                    })?;
                 }
             }
         }
@@ -525,17 +527,16 @@ fn fits_live(state: &State, store: &Store, new: &mut New) -> Result<(), Refused>
     })
 }
 
-/// Waits until no write to these origins waits for a portion of a store: none could come while they
-/// are frozen. ETIMEDOUT.
-fn wait_for_portions(trackers: &[Arc<Tracker>], ms: u32) -> Result<(), Refused> {
-    let deadline = Deadline::after_ms(ms);
-    for (index, tracker) in trackers.iter().enumerate() {
-        if !deadline.wait_until(|| !tracker.lock_chain().dry) {
+/// Whether no write to these origins waits for a portion of a store: none could come while they are
+/// frozen, or while the registry is locked. EBUSY.
+fn nobody_waits(trackers: &[Arc<Tracker>]) -> Result<(), Refused> {
+    match trackers.iter().position(|t| t.lock_chain().dry) {
+        Some(index) => {
             let cause = abi::BDSNAP_CAUSE_DRAIN_TIMEOUT;
-            return Err(Refused::new(ETIMEDOUT, cause).of(index));
+            Err(Refused::new(EBUSY, cause).of(index))
         }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Whether a portion's blocks are nobody else's: not another store's, and not an origin's own, which
@@ -628,8 +629,11 @@ fn prepare(
     tracker.map.age_if_due();
     let view = tracker.map.prepare_view()?;
     let version = Version::new(view, store.clone(), tracker.sectors(), making.id, free)?;
-    let here = state.places().filter(|p| p.disk == tracker.disk());
-    for span in here.flat_map(|p| p.spans.iter()) {
+    let mut places = KVec::new();
+    for place in state.places().filter(|p| p.disk == tracker.disk()) {
+        places.push(place.clone(), GFP_KERNEL)?;
+    }
+    for span in places.iter().flat_map(|p| p.spans.iter()) {
         if let Some(part) = range::in_origin(*span, tracker.span()) {
             // A granule that is a store's in part only is copied.
             version.exclude(part.inward(store.shift(), tracker.sectors()))?;
@@ -648,6 +652,7 @@ fn prepare(
         tracker: tracker.clone(),
         version,
         list: Some(KBox::new(Versions::new(list, false), GFP_KERNEL)?),
+        places,
         is_recorded,
         last_free,
     })
@@ -741,6 +746,12 @@ impl Plan {
         }
         if let Some(index) = frozen.first_thawed() {
             return Err(Refused::new(EBUSY, abi::BDSNAP_CAUSE_UNFROZEN).of(index));
+        }
+        // A store that has ended meanwhile: its blocks may be in use for something else.
+        let ended = |c: &Candidate| c.places.iter().any(|p| p.is_gone());
+        if let Some(index) = candidates.iter().position(ended) {
+            let cause = abi::BDSNAP_CAUSE_DRAIN_TIMEOUT;
+            return Err(Refused::new(EBUSY, cause).of(index));
         }
         let mut times = Times {
             created_ns: time::realtime_ns(),

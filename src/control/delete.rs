@@ -103,6 +103,8 @@ pub(super) fn dissolve(snapshot: Snapshot) {
         drop(image);
         if store.is_some() {
             cow::remove(&tracker, &version);
+            // Somebody may have the image open still.
+            version.give_up_store();
         }
     }
     if let Some(store) = store {

@@ -136,6 +136,10 @@ impl Freezer {
         if go_on.is_err() {
             return;
         }
+        // Until all is thawed, no portion of a store can be made there.
+        for origin in self.origins.iter() {
+            origin.lock_chain().hurried += 1;
+        }
         self.begun.store(time::monotonic_ns(), Ordering::Release);
         for (at, fs) in self.list.iter().enumerate() {
             if self.phase.load(Ordering::Acquire) == ABANDONED {
@@ -157,12 +161,16 @@ impl Freezer {
         }
     }
 
-    /// Thaws the first `n`, the last first.
+    /// Thaws the first `n`, the last first: once, after `freeze` has begun to.
     fn thaw(&self, n: usize) {
         for fs in self.list.iter().take(n).rev() {
             if fs.thaw().is_err() {
                 pr_warn!("a file system could not be thawed: somebody else has done it\n");
             }
+        }
+        for origin in self.origins.iter() {
+            let mut chain = origin.lock_chain();
+            chain.hurried = chain.hurried.saturating_sub(1);
         }
     }
 }

@@ -9,6 +9,7 @@ use super::State;
 use super::REGISTRY;
 use crate::cow;
 use crate::cow::Damage;
+use crate::image::Image;
 use crate::kapi::time;
 use kernel::new_work;
 use kernel::prelude::*;
@@ -67,10 +68,13 @@ impl Registry {
     fn clean_up(&self) -> bool {
         let mut state = self.state.lock();
         let State { snapshots, .. } = &mut *state;
-        let failed = snapshots.iter_mut().filter(|s| s.has_failed());
+        let failed = snapshots.iter_mut();
+        let failed = failed.filter(|s| s.store.is_some() && s.has_failed());
         let mut all = true;
         for snapshot in failed {
-            let idle = snapshot.images.iter().all(|i| i.version().is_idle());
+            // (A read may hold the store; those that come now fail at once.)
+            let is_idle = |i: &Image| i.version().is_idle() && !i.is_being_read();
+            let idle = snapshot.images.iter().all(is_idle);
             if idle {
                 snapshot.give_up();
             }
@@ -81,10 +85,10 @@ impl Registry {
 }
 
 impl Snapshot {
-    /// Whether all its versions have failed, and it still has something.
-    fn has_failed(&self) -> bool {
+    /// Whether all its versions have failed.
+    pub(super) fn has_failed(&self) -> bool {
         let failed = |damage| matches!(damage, Damage::All(_));
-        self.store.is_some() && self.images.iter().all(|i| failed(i.version().damage()))
+        self.images.iter().all(|i| failed(i.version().damage()))
     }
 
     /// Takes its versions out of their chains, which hands older ones what they need, and lets go

@@ -191,7 +191,7 @@ fn snapshot(snapshot: &Snapshot) -> abi::bdsnap_snapshot_info {
     info.store_rate = outlook.rate;
     info.hold_ms = outlook.hold_ms;
     // One that has failed needs nothing any more.
-    if state != abi::BDSNAP_SNAPSHOT_FAILED {
+    if !snapshot.has_failed() {
         info.store_waiting = u32::from(outlook.is_waited_for);
         info.store_wanted = outlook.wanted;
         info.store_seconds = outlook.seconds.unwrap_or(u64::MAX);

@@ -92,6 +92,10 @@ pub(super) fn mark_differences(tracker: &Tracker, free: Option<&Free>) {
     }
     cow::differences(last.as_deref(), free, |span, is_free| {
         tracker.mark_free(span, is_free);
+        // What was written since the bits were looked at is no discard.
+        if let Some(free) = free.filter(|_| is_free) {
+            free.each_used(span, |part| tracker.mark_free(part, false));
+        }
     });
 }
 

@@ -346,8 +346,8 @@ pub(crate) struct Chain {
     pub(super) watched: bool,
     /// Whether the last round found a store that waits for a portion.
     pub(crate) dry: bool,
-    /// Whether nothing may wait for a portion now: who could bring it may be waiting for us.
-    pub(crate) hurried: bool,
+    /// How many freezes want that nothing waits for a portion: who could bring it may be waiting for us.
+    pub(crate) hurried: u32,
 }
 
 impl Chain {
@@ -364,7 +364,7 @@ impl Chain {
             progress: 0,
             watched: false,
             dry: false,
-            hurried: false,
+            hurried: 0,
         }
     }
 
@@ -527,7 +527,7 @@ impl Chain {
             version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
             return Attempt::Failed;
         };
-        let (slot, len) = match store.take(want, urgent, self.hurried) {
+        let (slot, len) = match store.take(want, urgent, self.hurried > 0) {
             Taken::Slots(slot, len) => (slot, len),
             Taken::Later => {
                 pool.give(run);

@@ -75,6 +75,18 @@ impl Free {
         bits_of(sectors.outward::<Chunks>(CHUNK_SHIFT))
     }
 
+    /// Calls `each` with what of `span` is not free (any more). Who has cleared a bit before this looks
+    /// is seen; who does so later comes after what the caller did before.
+    pub(crate) fn each_used(&self, span: Span<Sectors>, mut each: impl FnMut(Span<Sectors>)) {
+        fence(Ordering::SeqCst);
+        let (mut from, to) = bits_of(span.outward::<Chunks>(CHUNK_SHIFT));
+        while let Some(bit) = bits::first_clear(&self.0 .0, from, to) {
+            let chunk = Span::<Chunks>::of_len(bit as u64, 1).unwrap_or(Span::EMPTY);
+            each(chunk.sectors(CHUNK_SHIFT, u64::MAX));
+            from = bit + 1;
+        }
+    }
+
     /// How many granules are free, of a device of `sectors` sectors.
     pub(super) fn granules(&self, shift: u32, sectors: u64) -> u64 {
         let all = Span::<Sectors>::of_len(0, sectors).unwrap_or(Span::EMPTY);

@@ -24,16 +24,13 @@ pub(crate) fn watch(tracker: &Arc<Tracker>) {
             chain.watched = false;
             return;
         }
-        if chain.dry {
-            // Whether it may go on waiting is seen in a round.
-            drop(chain);
-            tracker.kick();
-            continue;
-        }
-        if time::monotonic_ns().saturating_sub(chain.progress) > STALL_NS {
+        let stalls = time::monotonic_ns().saturating_sub(chain.progress) > STALL_NS;
+        if stalls {
             chain.give_up();
+        }
+        if stalls || chain.dry {
             drop(chain);
-            // Those that wait may pass now.
+            // Those that wait may pass now; or, waiting for a portion, not wait any longer.
             tracker.kick();
         }
     }

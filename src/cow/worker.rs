@@ -67,7 +67,7 @@ pub(crate) fn work(tracker: &Arc<Tracker>) {
         let left = chain.advance(span, cursor, true);
         chain.claim = left.map(|cursor| (span, cursor));
     }
-    if chain.dry {
+    if chain.dry && !chain.has_jobs() {
         // Nobody is to blame for what waits for a portion.
         chain.progress = time::monotonic_ns();
     }
@@ -136,22 +136,27 @@ fn tell(tracker: &Tracker) {
 /// it: the way a store is made of blocks that an older version may still need. Sleeps. Under the
 /// registry's lock: one at a time.
 ///
-/// ETIMEDOUT: the origin doesn't answer.
+/// ETIMEDOUT: the origin doesn't answer. EBUSY: a store waits for a portion, which can't come while the
+/// registry is locked.
 pub(crate) fn settle(tracker: &Arc<Tracker>, sectors: Span<Sectors>) -> Result {
     {
         let mut chain = tracker.lock_chain();
         let span = chain.granules(sectors);
         chain.claim = Some((span, 0));
     }
+    let mut dry = false;
     let settled = Deadline::after_ms(abi::BDSNAP_TIMEOUT_MAX_MS).wait_until(|| {
         tracker.kick();
-        tracker.lock_chain().claim.is_none()
+        let chain = tracker.lock_chain();
+        dry = chain.claim.is_some() && chain.dry;
+        dry || chain.claim.is_none()
     });
-    if settled {
+    if settled && !dry {
         return Ok(());
     }
     tracker.lock_chain().claim = None;
-    Err(ETIMEDOUT)
+    tracker.kick();
+    Err(if dry { EBUSY } else { ETIMEDOUT })
 }
 
 /// The first part of some sectors of a disk that no version of this origin needs. Sleeps.
@@ -209,6 +214,12 @@ fn start(tracker: &Arc<Tracker>, mut starts: KVec<Start>) -> KVec<Start> {
 }
 
 impl Chain {
+    /// Whether any copy is on its way.
+    fn has_jobs(&self) -> bool {
+        let jobs = self.pool.as_ref().map_or(&[][..], |p| &*p.jobs);
+        jobs.iter().any(Option::is_some)
+    }
+
     /// The granules that sectors of the origin touch: all versions of an origin have one size.
     fn granules(&self, sectors: Span<Sectors>) -> Span<Granules> {
         match self.links.first() {

@@ -116,6 +116,11 @@ impl Image {
         self.disk.as_ref().map_or(0, Disk::openers)
     }
 
+    /// Whether a read is on its way.
+    pub(crate) fn is_being_read(&self) -> bool {
+        self.shown.reading.load(Ordering::Acquire) > 0
+    }
+
     /// Lets nobody open it any more; takes that back.
     pub(crate) fn close(&self, closing: bool) {
         self.shown.closing.store(closing, Ordering::SeqCst);

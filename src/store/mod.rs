@@ -93,6 +93,18 @@ const TELL_AGAIN_NS: u64 = 1000 * MS;
 /// The most that is kept back for the writes without which no portion comes, bytes.
 const SPARE: u64 = 64 << 20;
 
+/// The smallest portion that is worth asking for, bytes.
+const LEAST: u64 = 1 << 20;
+
+/// The slots of so much room, as a shift of bytes; 0: it isn't worth asking for.
+fn worth_it(room: u64, shift: u32) -> u64 {
+    if room < LEAST {
+        0
+    } else {
+        room >> shift
+    }
+}
+
 /// Whether somebody serves stores that may grow.
 static SERVED: AtomicBool = AtomicBool::new(false);
 
@@ -216,7 +228,7 @@ impl Store {
         shelf.limit = policy.limit;
         shelf.hold_ms = policy.hold_ms;
         shelf.growth = Growth {
-            room: more >> shift,
+            room: worth_it(more, shift),
             portion: policy.portion >> shift,
             spare: SPARE >> shift,
         };
@@ -279,8 +291,11 @@ impl Store {
             }
         }
         shelf.taken = shelf.taken.saturating_add(bytes);
-        let room = shelf.growth.room;
-        shelf.growth.room = room.saturating_sub(bytes >> self.byte_shift());
+        let shift = self.byte_shift();
+        let room = (shelf.growth.room << shift).saturating_sub(bytes);
+        // (The last place for a portion is taken.)
+        let is_last = index + 1 >= self.portions.len();
+        shelf.growth.room = if is_last { 0 } else { worth_it(room, shift) };
         shelf.waiting = None;
         shelf.told = 0;
         drop(shelf);
@@ -325,9 +340,15 @@ impl Store {
             0 => fill.total << shift,
             limit => limit,
         };
+        // So that there are places for all that may come.
+        let left = self.portions.len() - self.count.load(Ordering::Relaxed);
+        let wanted = match growth.wanted(fill, rate) {
+            0 => 0,
+            wanted => wanted.max(growth.room.div_ceil(left.max(1) as u64)),
+        };
         Outlook {
             limit,
-            wanted: growth.wanted(fill, rate) << shift,
+            wanted: wanted << shift,
             rate: rate << shift,
             seconds: growth.seconds_left(fill, rate),
             is_waited_for: shelf.waiting.is_some(),
@@ -500,6 +521,8 @@ fn mark_changed(portion: &Portion) {
 #[pinned_drop]
 impl PinnedDrop for Store {
     fn drop(self: Pin<&mut Self>) {
+        // In this order: a cut that comes in between either sees it, or is followed by the marks.
+        self.places().for_each(|place| place.end());
         self.mark_changed();
     }
 }

@@ -58,7 +58,12 @@ impl Place {
 
     /// Whether its sectors are given back.
     pub(crate) fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Acquire)
+        self.gone.load(Ordering::SeqCst)
+    }
+
+    /// They are about to be given back.
+    pub(super) fn end(&self) {
+        self.gone.store(true, Ordering::SeqCst);
     }
 
     /// Whether it has any of these sectors of a disk.
@@ -301,7 +306,7 @@ impl Portion {
 impl Drop for Portion {
     fn drop(&mut self) {
         if let Some(place) = self.place() {
-            place.gone.store(true, Ordering::Release);
+            place.end();
         }
     }
 }

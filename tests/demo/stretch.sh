@@ -3,7 +3,11 @@
 # that is overwritten for several GiB; the store is drawn as it grows. Then the image is compared.
 set -euo pipefail
 export LC_ALL=C
-DISK=/dev/vdb W=/run/demo MIB=${MIB:-2048}
+DISK=/dev/vdb W=/run/demo MIB=${MIB:-2048} FS=${FS:-ext4}
+case $FS in
+ext4) HOW=ro,noload CHECK=(e2fsck -fn) ;;
+xfs) HOW=ro,norecovery,nouuid CHECK=(xfs_repair -n) ;;
+esac
 mkdir -p $W /data /image
 if [ -n "${COLOR:-}" ]; then BOLD=$'\e[1m' PLAIN=$'\e[0m'; else BOLD='' PLAIN=''; fi
 T0=$(date +%s)
@@ -12,8 +16,8 @@ stop() { printf '\nFAILED: %s\n' "$*"; dmesg | tail -n 15; exit 1; }
 run() { printf '$ %s\n' "$*"; "$@" || stop "$* (status $?)"; }
 trap 'stop "line $LINENO: $BASH_COMMAND"' ERR
 
-step "an ext4 with a file of $MIB MiB in use, and as much in free space that was in use before"
-mkfs.ext4 -q $DISK
+step "an $FS with a file of $MIB MiB in use, and as much in free space that was in use before"
+mkfs.$FS -q $DISK
 mount $DISK /data
 dd if=/dev/urandom bs=1M count=64 status=none >$W/block
 fill() { local i; for ((i = 0; i < MIB; i += 64)); do { echo "$2 $i"; tail -c +33 $W/block; } | head -c 64M; done | dd of="$1" bs=1M conv=notrunc iflag=fullblock status=none; }
@@ -32,7 +36,7 @@ printf '$ bdsnap service &\n'
 bdsnap service >$W/service.log 2>&1 &
 SERVICE=$!
 sleep 1
-run bdsnap snapshot create $DISK --store file:/data,size=64M,limit=6G,portion=256M,on-full=hold=60
+run bdsnap snapshot create $DISK --store file:/data,size=64M,limit=$((MIB * 3 / 2))M,portion=256M,on-full=hold=60
 
 step "the file is overwritten, and more is written, as fast as can be"
 { fill /data/file second; fill /data/more third; fill /data/file fourth; sync -f /data; } &
@@ -46,7 +50,7 @@ echo "what the service did:"
 cut -d' ' -f4- $W/service.log | sed 's/^/  /'
 
 step "the file in the image is what it was"
-mount -o ro,noload /dev/bdsnap-image0 /image
+mount -o $HOW /dev/bdsnap-image0 /image
 NOW=$(md5sum </image/file)
 echo "at the cut $SUM"
 echo "in the image $NOW"
@@ -58,5 +62,5 @@ run bdsnap untrack --all
 kill $SERVICE
 wait $SERVICE || stop "the service"
 umount /data
-e2fsck -fn $DISK >/dev/null 2>&1 || stop "e2fsck finds errors on the disk"
+"${CHECK[@]}" $DISK >/dev/null 2>&1 || stop "${CHECK[0]} finds errors on the disk"
 step "done: $((3 * MIB)) MiB were written; the snapshot kept $MIB MiB of old data, and nothing of what was free"

@@ -69,6 +69,9 @@ pub enum Command {
     /// For udev: the snapshot and the origin of an image.
     #[command(hide = true)]
     UdevImport(commands::udev_import::Args),
+    /// For the tool itself: what is free in the file system of standard input.
+    #[command(hide = true)]
+    FreeMap(commands::free_map::Args),
     /// Print completions for a shell.
     #[command(hide = true)]
     Completions(commands::generate::CompletionArgs),

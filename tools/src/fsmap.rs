@@ -1,6 +1,6 @@
 //! What is free in a file system: `FS_IOC_GETFSMAP`.
 //!
-//! Only what is reported as free counts: never a gap, never what is unknown. XFS is asked by a thread
+//! Only what is reported as free counts: never a gap, never what is unknown. XFS is asked by a process
 //! without CAP_SYS_ADMIN: with it and a reverse mapping, what lies between two transactions of a remap
 //! would pass for free.
 
@@ -9,12 +9,20 @@ use crate::device::DevNum;
 use crate::ioctl::getfsmap;
 use crate::ioctl::FsMap;
 use crate::ioctl::FsMapHead;
+use rustix::fd::AsFd;
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::io::Result;
 use rustix::thread::capabilities;
 use rustix::thread::set_capabilities;
 use rustix::thread::CapabilitySet;
+use std::io::Read;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::time::Duration;
 
 /// `FMH_OF_DEV_T`: devices are told by their numbers.
 const DEV_T: u32 = 1;
@@ -28,19 +36,70 @@ const OWN_FREE: u64 = 1;
 /// File systems that are asked.
 pub const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
 
+/// How long [`free`] waits: a disk that hangs holds it up for ever.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The hidden command of the tool that asks, see [`print`].
+pub const COMMAND: &str = "free-map";
+
 /// What is free in the file system that `fd` is on, of what lies on `device`: ranges of bytes of that
-/// device. EOPNOTSUPP and others: it can't tell.
+/// device. ETIMEDOUT: no answer; EOPNOTSUPP: it can't tell. Asked by a process of its own (the `bdsnap`
+/// tool), since who waits for a disk that hangs can't be ended, and would hang us too.
 pub fn free(fd: BorrowedFd<'_>, device: DevNum) -> Result<Vec<Range>> {
-    // Capabilities are a thread's own.
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            let mut sets = capabilities(None)?;
-            sets.effective.remove(CapabilitySet::SYS_ADMIN);
-            set_capabilities(None, sets)?;
-            ask(fd, device)
-        });
-        thread.join().unwrap_or(Err(Errno::IO))
-    })
+    let own = std::env::current_exe().ok();
+    let is_tool = |path: &PathBuf| path.file_name().is_some_and(|name| name == "bdsnap");
+    let program = own.filter(is_tool).unwrap_or_else(|| "bdsnap".into());
+    let fd = fd.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+    let mut child = Command::new(program)
+        .args([COMMAND, &device.to_string()])
+        .stdin(Stdio::from(fd))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|_| Errno::OPNOTSUPP)?;
+    let Some(mut stdout) = child.stdout.take() else {
+        return Err(Errno::IO);
+    };
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        let read = stdout.read_to_string(&mut text);
+        let _ = sender.send(read.map(|_| text));
+    });
+    match receiver.recv_timeout(LIMIT) {
+        Ok(Ok(text)) if child.wait().is_ok_and(|s| s.success()) => parse(&text),
+        Ok(_) => Err(Errno::OPNOTSUPP),
+        Err(_) => {
+            // It may be stuck in the kernel: don't wait for it.
+            let _ = child.kill();
+            Err(Errno::TIMEDOUT)
+        }
+    }
+}
+
+/// Ranges as [`print`] writes them.
+fn parse(text: &str) -> Result<Vec<Range>> {
+    let range = |line: &str| {
+        let (offset, length) = line.split_once(' ')?;
+        Some(Range {
+            offset: offset.parse().ok()?,
+            length: length.parse().ok()?,
+        })
+    };
+    let ranges: Option<Vec<Range>> = text.lines().map(range).collect();
+    ranges.ok_or(Errno::IO)
+}
+
+/// What the process does that [`free`] starts: asks the file system that standard input is on, and
+/// prints a line "OFFSET LENGTH" for each range. It has no CAP_SYS_ADMIN any more then.
+pub fn print(device: DevNum, out: &mut impl Write) -> Result<()> {
+    let mut sets = capabilities(None)?;
+    sets.effective.remove(CapabilitySet::SYS_ADMIN);
+    set_capabilities(None, sets)?;
+    for range in ask(std::io::stdin().as_fd(), device)? {
+        writeln!(out, "{} {}", range.offset, range.length).map_err(|_| Errno::IO)?;
+    }
+    out.flush().map_err(|_| Errno::IO)
 }
 
 /// Asks for all records.
@@ -121,5 +180,14 @@ mod tests {
         }
         let found: Vec<_> = free.iter().map(|r| (r.offset, r.length)).collect();
         assert_eq!(found, [(0, 8192), (20480, 4096)]);
+    }
+
+    #[test]
+    fn ranges_as_text() {
+        let ranges = parse("0 8192\n20480 4096\n").unwrap();
+        assert_eq!(ranges.len(), 2);
+        assert_eq!((ranges[1].offset, ranges[1].length), (20480, 4096));
+        assert!(parse("").unwrap().is_empty());
+        assert!(parse("0 8192\n204").is_err());
     }
 }

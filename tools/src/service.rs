@@ -29,6 +29,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// After a failure the same store is left alone for so long.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// So many files whose blocks snapshots need are put aside, at most, in search of a better one.
+const USELESS: usize = 16;
+
 /// What [`run`] tells.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -131,6 +134,8 @@ fn provide(control: &Control, id: Uuid, info: &abi::SnapshotInfo) -> Option<Repo
     };
     let mut places: Vec<_> = places.into_iter().map(|p| (room(&p), p.dir)).collect();
     places.sort();
+    // Whose blocks are of no use.
+    let mut useless = Vec::new();
     for (room, dir) in places.into_iter().rev() {
         let mut size = info.store_wanted.min(room) & !(MIN_SIZE - 1);
         if size == 0 {
@@ -142,21 +147,33 @@ fn provide(control: &Control, id: Uuid, info: &abi::SnapshotInfo) -> Option<Repo
             report.error.get_or_insert(text);
         }
         while size > 0 {
+            let left = store::available(&dir).unwrap_or(0);
+            if !useless.is_empty() && left < size {
+                break;
+            }
             let error = match store::grow(control, id, &dir, size) {
-                Ok(Ok(capacity)) => {
+                Ok((_, Ok(capacity))) => {
                     report.added = capacity.saturating_sub(info.store_capacity);
                     report.capacity = capacity;
                     report.place = Some(dir.display().to_string());
                     report.ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                     return Some(report);
                 }
-                Ok(Err(e)) if e.errno == Errno::NOENT => return None,
-                Ok(Err(e)) => {
-                    // A smaller one has fewer extents; for all else it is no better.
-                    if e.cause != abi::CAUSE_STORE_FRAGMENTED {
-                        size = 0;
+                Ok((_, Err(e))) if e.errno == Errno::NOENT => return None,
+                Ok((file, Err(e))) => {
+                    let message = e.on(dir.display()).message;
+                    report.error.get_or_insert(message);
+                    // The next one gets other blocks, as long as this one has these. A smaller one has
+                    // fewer extents. For all else it is no use.
+                    if e.cause == abi::CAUSE_STORE_NEEDED && useless.len() < USELESS {
+                        useless.push(file);
+                        continue;
                     }
-                    e.on(dir.display())
+                    if e.cause != abi::CAUSE_STORE_FRAGMENTED {
+                        break;
+                    }
+                    size = (size / 2) & !(MIN_SIZE - 1);
+                    continue;
                 }
                 Err(e) => e,
             };

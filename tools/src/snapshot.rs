@@ -375,7 +375,19 @@ fn cut(
     // Without the privilege to lock the call fails anyway; without the memory it is only a risk
     // of waiting for the time limit of the freeze.
     let locked = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE).is_ok();
-    let result = control.snapshot_create(options, items, fds);
+    // Where writes wait for a portion of a store, it comes soon, or that store gives up.
+    let end = Instant::now() + Duration::from_secs(15);
+    let result = loop {
+        match control.snapshot_create(options, items, fds) {
+            Err(e)
+                if (e.errno, e.cause) == (Errno::BUSY, abi::CAUSE_DRAIN_TIMEOUT)
+                    && Instant::now() < end =>
+            {
+                sleep(Duration::from_millis(100));
+            }
+            result => break result,
+        }
+    };
     if locked {
         let _ = munlockall();
     }

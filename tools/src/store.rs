@@ -339,17 +339,17 @@ pub fn policy(specs: &[StoreSpec], materials: &[Material]) -> Result<Policy> {
     Ok(policy)
 }
 
-/// Makes a portion of `size` bytes in `dir`, and gives it to the store of a snapshot. Returns what the
-/// store has then, bytes.
+/// Makes a portion of `size` bytes in `dir`, and gives it to the store of a snapshot. Returns the file,
+/// and what the store has then, bytes.
 pub fn grow(
     control: &Control,
     snapshot: Uuid,
     dir: &Path,
     size: u64,
-) -> Result<std::result::Result<u64, CallError>> {
+) -> Result<(StoreFile, std::result::Result<u64, CallError>)> {
     let file = file::make_unsynced(dir, size)?;
     let added = control.store_grow(snapshot, &Portion::File(file.file.as_fd()));
-    Ok(added.map(|a| a.capacity))
+    Ok((file, added.map(|a| a.capacity)))
 }
 
 /// Makes ready a store in a sensible place: see [`file::make_default`].

@@ -90,7 +90,7 @@ fn constants_and_ioctls_are_those_of_c() {
     let mine: Vec<(&str, u64)> = constants.chain(ioctls).collect();
     let expressions: Vec<_> = mine
         .iter()
-        .map(|(name, _)| ((*name).to_owned(), format!("(unsigned int)({name})")))
+        .map(|(name, _)| ((*name).to_owned(), format!("({name})")))
         .collect();
     let known = ask(&expressions);
     for (name, value) in mine {

@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod changes;
+pub mod free_map;
 pub mod generate;
 pub mod mark;
 mod progress;
@@ -33,6 +34,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Backup(args) => backup::run(args, json),
         Command::Restore(args) => restore::run(args, json),
         Command::Service(args) => service::run(args, json),
+        Command::FreeMap(args) => free_map::run(args),
         Command::UdevImport(args) => udev_import::run(args),
         Command::Completions(args) => generate::completions(args),
         Command::Man(args) => generate::man(args),
