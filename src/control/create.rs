@@ -382,8 +382,8 @@ impl Registry {
     }
 }
 
-/// What a portion is to be made of; memory is there then. EINVAL: a kind that doesn't exist, or a field that its kind does
-/// not use.
+/// What a portion is to be made of; memory is there then. EINVAL: a kind that doesn't exist, or a
+/// field that its kind does not use.
 fn source(a: &abi::bdsnap_store_add) -> Result<Source, Refused> {
     if a.store != 0 && a.snapshot != [0; 16] {
         return Err(EINVAL.into());

@@ -65,7 +65,7 @@ impl Registry {
         }
         let guard = rcu::read_lock();
         let recorder = tracker.recorder.read(&guard);
-        let recorder = recorder.filter(|r| r.is_of(session)).ok_or(ENOENT)?;
+        let recorder = recorder.filter(|r| r.owner() == session).ok_or(ENOENT)?;
         for range in ranges.iter() {
             recorder.set_free(span(range)?);
         }
@@ -118,6 +118,6 @@ pub(super) fn free_of(tracker: &Tracker, session: u64) -> Option<Arc<Free>> {
     let guard = rcu::read_lock();
     let recorder = tracker.recorder.read(&guard);
     recorder
-        .filter(|r| r.is_of(session))
+        .filter(|r| r.owner() == session)
         .map(|r| r.free().clone())
 }

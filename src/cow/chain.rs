@@ -238,6 +238,11 @@ impl Pool {
         }
     }
 
+    /// Whether any copy is on its way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.jobs.iter().any(Option::is_some)
+    }
+
     /// Gives a run back.
     pub(super) fn give(&mut self, run: Arc<Run<Tracker>>) {
         let list = if run.index() < SMALL_RUNS {
@@ -396,10 +401,7 @@ impl Chain {
     /// Frees what [`Chain::reserve`] took, if there is no version.
     pub(crate) fn shrink(&mut self) {
         if self.links.is_empty() && self.starts.is_empty() && self.stores.is_empty() {
-            let idle = self
-                .pool
-                .as_ref()
-                .is_some_and(|p| p.jobs.iter().all(Option::is_none));
+            let idle = self.pool.as_ref().is_some_and(|p| !p.is_busy());
             if idle {
                 self.pool = None;
                 for list in [&mut self.starts, &mut self.stores, &mut self.spare] {
@@ -515,7 +517,7 @@ impl Chain {
         let most = Span::of_len(from, want).unwrap_or(Span::EMPTY);
         let Ok(node) = pool.stock.take_for(&version, most) else {
             pool.give(run);
-            if pool.jobs.iter().any(Option::is_some) {
+            if pool.is_busy() {
                 // There may be memory once one of these ends.
                 return Attempt::NoRun;
             }

@@ -165,11 +165,6 @@ impl Recorder {
         self.owner
     }
 
-    /// Whether this session asked for it.
-    pub(crate) fn is_of(&self, session: u64) -> bool {
-        self.owner == session
-    }
-
     /// What is free. It changes no more once the recorder is gone.
     pub(crate) fn free(&self) -> &Arc<Free> {
         &self.free

@@ -115,7 +115,13 @@ impl Version {
         self.store.read(&guard).cloned()
     }
 
-    /// Lets go of its store: it has failed, and is not in its chain any more. Sleeps.
+    /// Whether there are news of its store.
+    fn has_news(&self) -> bool {
+        let guard = rcu::read_lock();
+        self.store.read(&guard).is_some_and(|s| s.has_news())
+    }
+
+    /// Lets go of its store: it is not in its chain any more. Sleeps.
     pub(crate) fn give_up_store(&self) {
         drop(self.store.swap(None));
     }
@@ -206,7 +212,7 @@ impl Version {
         let told = self.told.load(Ordering::Relaxed);
         told < 2 && self.failed.load(Ordering::Acquire) != 0
             || told < 1 && self.lost.load(Ordering::Relaxed) > 0
-            || self.store().is_some_and(|s| s.has_news())
+            || self.has_news()
     }
 
     /// Takes note that so many more granules can't be read, and why.

@@ -9,6 +9,7 @@ use super::chain::Extent;
 use super::chain::Job;
 use super::chain::Phase;
 use super::chain::Place;
+use super::chain::Pool;
 use super::chain::Start;
 use super::version::Damage;
 use super::version::Version;
@@ -67,7 +68,7 @@ pub(crate) fn work(tracker: &Arc<Tracker>) {
         let left = chain.advance(span, cursor, true);
         chain.claim = left.map(|cursor| (span, cursor));
     }
-    if chain.dry && !chain.has_jobs() {
+    if chain.dry && !chain.pool.as_ref().is_some_and(Pool::is_busy) {
         // Nobody is to blame for what waits for a portion.
         chain.progress = time::monotonic_ns();
     }
@@ -214,12 +215,6 @@ fn start(tracker: &Arc<Tracker>, mut starts: KVec<Start>) -> KVec<Start> {
 }
 
 impl Chain {
-    /// Whether any copy is on its way.
-    fn has_jobs(&self) -> bool {
-        let jobs = self.pool.as_ref().map_or(&[][..], |p| &*p.jobs);
-        jobs.iter().any(Option::is_some)
-    }
-
     /// The granules that sectors of the origin touch: all versions of an origin have one size.
     fn granules(&self, sectors: Span<Sectors>) -> Span<Granules> {
         match self.links.first() {

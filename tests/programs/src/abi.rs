@@ -320,3 +320,22 @@ impl Arg {
         sys::ioctl(f.as_raw_fd(), self.ioctl.code(), &mut self.bytes)
     }
 }
+
+/// Makes a file a store of the open file `fd` of the control device: its handle.
+pub fn make_store(fd: &impl AsRawFd, file: &impl AsRawFd) -> Result<u64, String> {
+    let mut room = vec![0u8; 4096 * FIEMAP_EXTENT as usize];
+    let mut a = STORE_ADD
+        .arg()
+        .u32(at::STORE_KIND, KIND_FILE)
+        .u32(at::STORE_FD, file.as_raw_fd() as u32)
+        .u64(at::STORE_BUFFER, room.as_mut_ptr() as u64)
+        .u32(at::STORE_EXTENTS, 4096);
+    a.call(fd).map_err(|e| {
+        format!(
+            "STORE_ADD: {} (cause {})",
+            sys::errno_name(e),
+            a.get32(at::STORE_CAUSE)
+        )
+    })?;
+    Ok(a.get64(at::STORE_HANDLE))
+}

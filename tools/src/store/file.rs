@@ -117,6 +117,21 @@ pub fn available(dir: &Path) -> Result<u64> {
     Ok(info.available.saturating_sub(info.size / 20))
 }
 
+/// Looks at the file system of `dir`. It is an error if that is of no use for a store.
+fn fit_info(dir: &Path) -> Result<FsInfo> {
+    let info = fs_info(open_dir(dir)?)?;
+    if info.fit {
+        return Ok(info);
+    }
+    Err(Error::unsupported(format!(
+        "store: {} is on {}, whose blocks can't serve as a store",
+        dir.display(),
+        info.name
+    ))
+    .code("store-filesystem")
+    .hint("put the store on ext4 or XFS: --store file:PATH"))
+}
+
 /// Makes a file of `size` bytes at `path`, a directory or a new file; [`None`]: as large as
 /// [`default_size`] says for `origins` bytes of origins. Nothing is left behind when it fails.
 pub fn make(path: &Path, size: Option<u64>, origins: u64) -> Result<StoreFile> {
@@ -131,7 +146,7 @@ pub fn make(path: &Path, size: Option<u64>, origins: u64) -> Result<StoreFile> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(Error::io(format!("store: {shown}"), e)),
     }
-    let info = fs_info(open_dir(directory(path))?)?;
+    let info = fit_info(directory(path))?;
     let size = match size {
         Some(size) => size,
         None => default_size(origins, info.size, info.available)
@@ -146,7 +161,7 @@ pub fn make(path: &Path, size: Option<u64>, origins: u64) -> Result<StoreFile> {
 /// Makes a file without a name of `size` bytes in `dir`, and does not wait for it to be on the disk: where
 /// the store's origin is that disk, that may need the room that this is to bring.
 pub fn make_unsynced(dir: &Path, size: u64) -> Result<StoreFile> {
-    let info = fs_info(open_dir(dir)?)?;
+    let info = fit_info(dir)?;
     allocate(dir, size, &info)
 }
 
@@ -155,14 +170,6 @@ pub fn make_unsynced(dir: &Path, size: u64) -> Result<StoreFile> {
 fn allocate(path: &Path, size: u64, info: &FsInfo) -> Result<StoreFile> {
     let shown = path.display();
     let is_dir = path.is_dir();
-    if !info.fit {
-        return Err(Error::unsupported(format!(
-            "store: {shown} is on {}, whose blocks can't serve as a store",
-            info.name
-        ))
-        .code("store-filesystem")
-        .hint("put the store on ext4 or XFS: --store file:PATH"));
-    }
     let base = OFlags::RDWR | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     let opened = if is_dir {

@@ -8,7 +8,6 @@ use bdsnap_tests::sys::Open;
 use libc::EBUSY;
 use std::fs;
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 use std::time::Instant;
@@ -153,23 +152,7 @@ pub fn delete(fd: &File, id: &[u8]) -> Result<i32, i32> {
     r
 }
 
-pub fn make_store(fd: &File, file: &File) -> Result<u64, String> {
-    let mut room = vec![0u8; 4096 * abi::FIEMAP_EXTENT as usize];
-    let mut a = abi::STORE_ADD
-        .arg()
-        .u32(at::STORE_KIND, abi::KIND_FILE)
-        .u32(at::STORE_FD, file.as_raw_fd() as u32)
-        .u64(at::STORE_BUFFER, room.as_mut_ptr() as u64)
-        .u32(at::STORE_EXTENTS, 4096);
-    a.call(fd).map_err(|e| {
-        format!(
-            "STORE_ADD: {} (cause {})",
-            sys::errno_name(e),
-            a.get32(at::STORE_CAUSE)
-        )
-    })?;
-    Ok(a.get64(at::STORE_HANDLE))
-}
+pub use abi::make_store;
 
 /// The id and the device's part of the answer.
 pub fn make_snapshot(fd: &File, store: u64, dev: Dev) -> Result<([u8; 16], Vec<u8>), String> {
