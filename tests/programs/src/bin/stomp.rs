@@ -729,7 +729,8 @@ mod tests {
             },
         )
         .expect("open");
-        f.write_all_at(&[0x55], 700_001).expect("spoil");
+        let byte = std::fs::read(&p).expect("read")[700_001];
+        f.write_all_at(&[!byte], 700_001).expect("spoil");
         assert!(check(&checking(&p)).is_err());
         std::fs::remove_file(p).expect("rm");
     }
