@@ -55,6 +55,7 @@
 #define BDSNAP_GRANULE_MIN		4096u	/* copied unit, a power of two */
 #define BDSNAP_GRANULE_DEFAULT		4096u
 #define BDSNAP_GRANULE_MAX		4096u
+#define BDSNAP_RUN_MAX			262144u	/* bytes copied together at most */
 #define BDSNAP_TIMEOUT_DEFAULT_MS	10000u	/* where a time-out is given as 0 */
 #define BDSNAP_TIMEOUT_MAX_MS		60000u
 #define BDSNAP_STALL_MS			20000u	/* a store that takes nothing for so long, while writes to
@@ -218,8 +219,18 @@ struct bdsnap_origin_info {
  * some snapshot still needs (of a file deleted since, say) are left alone: they
  * count for the limit, and not for the capacity.
  *
+ * A write has the granules that it touches copied first, and with them what
+ * else is needed of the aligned blocks of `run` bytes that they lie in: a power
+ * of two from the granule up to BDSNAP_RUN_MAX. Where three quarters of the
+ * store are used, only the granules. What is zeros takes no room, but for
+ * granules of zeros between others that are copied at once. (One discard of
+ * more than 64 MiB of what is needed, and of more than the store can get, ends
+ * the image at once: to read all that would hold it up for too long.)
+ *
  * FILE: the blocks of a file. It must be regular, opened for writing,
- * fallocated without holes, on ext4 or XFS (data on one plain device). It is
+ * allocated without holes, on ext4 or XFS (data on one plain device), or on
+ * vfat or exfat, which have no FIEMAP: there the kernel asks block by block
+ * (bmap), and leaves the buffer alone. It is
  * pinned: S_SWAPFILE is set on its inode, so it can't be truncated, moved,
  * reflinked or unlinked while it serves. The kernel keeps a reference: unlink
  * it before (or use O_TMPFILE), and its blocks are free when it has served.
@@ -262,7 +273,7 @@ struct bdsnap_store_add {
 	__u64 length;		/* in: DEVICE, MEMORY: bytes */
 	__u64 capacity;		/* out: bytes, whole granules, of the store by now */
 	__u32 cause;		/* out */
-	__u32 reserved;		/* in: 0 */
+	__u32 run;		/* in: bytes; 0: the store's, or of a new one the granule */
 	__u8 snapshot[16];	/* in: the snapshot whose store is to grow; else zero */
 };
 
@@ -404,6 +415,8 @@ struct bdsnap_snapshot_info {
 	__u64 store_seconds;	/* until it is full at this rate, growing included; ~0: it isn't used */
 	__u32 hold_ms;		/* as in SNAPSHOT_CREATE */
 	__u32 note_len;		/* bytes of its note */
+	__u32 run;		/* bytes that are copied together */
+	__u32 reserved;
 };
 
 /* BDSNAP_IOC_LIST_VERSIONS: array of these, in the order of creation. */

@@ -93,7 +93,9 @@ impl Registry {
         let mut a = abi::read_arg::<abi::bdsnap_store_add>(arg)?;
         let granules = abi::BDSNAP_GRANULE_MIN..=abi::BDSNAP_GRANULE_MAX;
         let granule_ok = a.granule.is_power_of_two() && granules.contains(&a.granule);
-        if a.flags != 0 || a.reserved != 0 || !(granule_ok || a.granule == 0) {
+        let run_ok = a.run.is_power_of_two()
+            && (abi::BDSNAP_GRANULE_MIN..=abi::BDSNAP_RUN_MAX).contains(&a.run);
+        if a.flags != 0 || !(granule_ok || a.granule == 0) || !(run_ok || a.run == 0) {
             return Err(EINVAL);
         }
         // A caller that can't be told gets nothing.
@@ -444,12 +446,14 @@ fn add_portion(
                 granule => granule,
             };
             state.spares.reserve(1, GFP_KERNEL)?;
-            Store::new(granule.trailing_zeros() - SECTOR_SHIFT)?
+            let run = a.run.max(granule) / granule;
+            Store::new(granule.trailing_zeros() - SECTOR_SHIFT, run.into())?
         }
         _ => state.spares.iter().find(own).ok_or(ENOENT)?.store.clone(),
     };
     let granule = 1u32 << (store.shift() + SECTOR_SHIFT);
-    if a.granule != 0 && a.granule != granule {
+    let other_run = a.run != 0 && u64::from(a.run) != store.run_bytes();
+    if a.granule != 0 && a.granule != granule || other_run {
         return Err(EINVAL.into());
     }
     state.places.retain(|p| !p.is_gone());

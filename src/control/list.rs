@@ -190,6 +190,7 @@ fn snapshot(snapshot: &Snapshot) -> abi::bdsnap_snapshot_info {
     info.store_minor = dev.map_or(0, Dev::minor);
     info.store_rate = outlook.rate;
     info.hold_ms = outlook.hold_ms;
+    info.run = store.run_bytes() as u32;
     // One that has failed needs nothing any more.
     if !snapshot.has_failed() {
         info.store_waiting = u32::from(outlook.is_waited_for);

@@ -16,6 +16,7 @@ use bdsnap_logic::granule::Need;
 use bdsnap_logic::granule::Source;
 use bdsnap_logic::granule::State;
 use bdsnap_logic::units::Granules;
+use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use core::cell::Cell;
 use kernel::alloc::Flags;
@@ -43,6 +44,8 @@ pub(super) enum Place {
         /// The slot.
         slot: u64,
     },
+    /// Nowhere: it is zeros.
+    Zeros,
     /// Nowhere.
     Lost,
 }
@@ -53,7 +56,7 @@ impl Place {
         match self {
             Self::Reading => State::Reading,
             Self::Memory { .. } => State::Memory,
-            Self::Stored { .. } => State::Stored,
+            Self::Stored { .. } | Self::Zeros => State::Stored,
             Self::Lost => State::Lost,
         }
     }
@@ -118,7 +121,7 @@ impl Link {
     }
 
     /// Records where the data of `span`, which isn't empty, is.
-    fn record(
+    pub(super) fn record(
         &mut self,
         node: RBTreeNodeReservation<u64, Extent>,
         span: Span<Granules>,
@@ -163,6 +166,8 @@ pub(super) struct Job {
     pub(super) version: Arc<Version>,
     /// Of these granules.
     pub(super) span: Span<Granules>,
+    /// Of these there is no time to lose; the others lie around them.
+    pub(super) own: Span<Granules>,
     /// To this store.
     pub(super) store: Arc<Store>,
     /// To these slots.
@@ -236,6 +241,11 @@ impl Pool {
         } else {
             self.large.pop().or_else(|| self.small.pop())
         }
+    }
+
+    /// Whether all runs are under way.
+    fn is_empty(&self) -> bool {
+        self.small.is_empty() && self.large.is_empty()
     }
 
     /// Whether any copy is on its way.
@@ -319,6 +329,9 @@ impl Stock {
     }
 }
 
+/// More granules than that are many for one write: such are discards.
+const LONG: u64 = 1 << 14;
+
 /// What came of an attempt to copy.
 enum Attempt {
     /// It has begun, up to this granule.
@@ -351,6 +364,10 @@ pub(crate) struct Chain {
     pub(super) watched: bool,
     /// Whether the last round found a store that waits for a portion.
     pub(crate) dry: bool,
+    /// Whether the last round found a store that is full but for what is being read.
+    pub(super) soon: bool,
+    /// Whether the origin has places that can't be read: then nothing is read but what must be.
+    pub(super) has_bad: bool,
     /// How many freezes want that nothing waits for a portion: who could bring it may be waiting for us.
     pub(crate) hurried: u32,
 }
@@ -369,6 +386,8 @@ impl Chain {
             progress: 0,
             watched: false,
             dry: false,
+            soon: false,
+            has_bad: false,
             hurried: 0,
         }
     }
@@ -489,7 +508,8 @@ impl Chain {
                 Need::Copy(index) => match self.copy(index, at, upto, urgent) {
                     Attempt::Begun(upto) => {
                         blocked = blocked.or(Some(at));
-                        at = upto;
+                        // It may not have come as far as here.
+                        at = at.max(upto);
                     }
                     Attempt::NoRun => return blocked.or(Some(at)),
                     // It isn't live any more; another version may need the granule.
@@ -500,21 +520,98 @@ impl Chain {
         blocked
     }
 
-    /// Begins to copy granules from `from` on, at most up to `upto`, for the version `index`.
+    /// Gives up a version that needs more of a long span than its store can get: to find out that much of
+    /// that is zeros would hold up a discard for too long. Once for each write: it looks at all of it.
+    pub(super) fn give_up_for(&self, span: Span<Granules>) {
+        if span.len() <= LONG {
+            return;
+        }
+        let (mut at, mut needed) = (span.start(), 0);
+        let mut whose: Option<(usize, u64)> = None;
+        while let Some(rest) = Span::new(at, span.end()).filter(|s| !s.is_empty()) {
+            let (need, upto) = self.need_run(rest);
+            if let Need::Copy(index) = need {
+                let Some(version) = self.links.get(index).map(|l| &l.version) else {
+                    return;
+                };
+                let room = || version.store().map_or(0, |s| s.slots_left());
+                let (first, room) = *whose.get_or_insert_with(|| (index, room()));
+                if first == index {
+                    needed += upto.saturating_sub(at);
+                }
+                if first == index && needed > room {
+                    return version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
+                }
+            }
+            at = upto;
+        }
+    }
+
+    /// What is copied with the granules `own`, which the version `index` needs: as far as it needs them,
+    /// all of the blocks of its store's run size that they touch.
+    fn around(&self, index: usize, own: Span<Granules>) -> Span<Granules> {
+        let (from, upto) = (own.start(), own.end());
+        let version = self.links.get(index).map(|l| &l.version);
+        let Some((version, store)) = version.and_then(|v| Some((v, v.store()?))) else {
+            return own;
+        };
+        let run = store.run();
+        let all = Span::<Sectors>::of_len(0, version.sectors()).unwrap_or(Span::EMPTY);
+        let all = all.outward::<Granules>(version.shift());
+        let blocks = Span::new(from - from % run, upto.next_multiple_of(run));
+        let blocks = blocks.unwrap_or(own).intersect(all);
+        let is_needed = |span| match self.need_run(span) {
+            (Need::Copy(i), end) => (i == index, end),
+            (_, end) => (false, end),
+        };
+        let (mut start, mut at) = (blocks.start(), blocks.start());
+        while let Some(rest) = Span::new(at, from).filter(|s| !s.is_empty()) {
+            let (needed, end) = is_needed(rest);
+            at = end;
+            if !needed {
+                start = at;
+            }
+        }
+        let mut end = upto;
+        while let Some(rest) = Span::new(end, blocks.end()).filter(|s| !s.is_empty()) {
+            match is_needed(rest) {
+                (true, upto) => end = upto,
+                (false, _) => break,
+            }
+        }
+        Span::new(start, end).unwrap_or(own)
+    }
+
+    /// Begins to copy granules from `from` on, at most up to `upto` but for what is copied with them,
+    /// for the version `index`.
     fn copy(&mut self, index: usize, from: u64, upto: u64, urgent: bool) -> Attempt {
         if self.dry && !urgent {
             // It has just been asked for.
             return Attempt::NoRun;
         }
+        if self.pool.as_ref().is_none_or(Pool::is_empty) {
+            return Attempt::NoRun;
+        }
+        let own = Span::new(from, upto).unwrap_or(Span::EMPTY);
+        let around = if self.has_bad {
+            own
+        } else {
+            self.around(index, own)
+        };
         let (Some(link), Some(pool)) = (self.links.get_mut(index), self.pool.as_mut()) else {
             return Attempt::NoRun;
         };
-        let Some(run) = pool.take(upto - from) else {
+        let Some(run) = pool.take(around.len()) else {
             return Attempt::NoRun;
         };
         let version = link.version.clone();
-        let want = (upto - from).min(run.pages() as u64);
-        let most = Span::of_len(from, want).unwrap_or(Span::EMPTY);
+        let pages = run.pages() as u64;
+        let most = if around.len() <= pages {
+            around
+        } else {
+            Span::of_len(from, (upto - from).min(pages)).unwrap_or(Span::EMPTY)
+        };
+        let (from, want) = (most.start(), most.len());
         let Ok(node) = pool.stock.take_for(&version, most) else {
             pool.give(run);
             if pool.is_busy() {
@@ -536,6 +633,11 @@ impl Chain {
                 self.dry = true;
                 return Attempt::NoRun;
             }
+            Taken::Soon => {
+                pool.give(run);
+                self.soon = true;
+                return Attempt::NoRun;
+            }
             Taken::Full => {
                 pool.give(run);
                 version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
@@ -553,6 +655,7 @@ impl Chain {
             version,
             store,
             span,
+            own: span.intersect(own),
             slot,
             phase: Phase::Read,
         });
@@ -564,7 +667,7 @@ impl Chain {
     pub(super) fn start_read(
         &mut self,
         run: Arc<Run<Tracker>>,
-        sectors: Span<bdsnap_logic::units::Sectors>,
+        sectors: Span<Sectors>,
         page: usize,
     ) {
         let io = crate::kapi::run::Io {
@@ -607,6 +710,7 @@ impl Chain {
                             Found::Memory(run.clone(), span.start() - base)
                         }
                         Place::Stored { store, slot } => Found::Stored(store.clone(), slot + skip),
+                        Place::Zeros => Found::Zeros,
                         Place::Reading | Place::Lost => Found::Unreadable,
                     }
                 }

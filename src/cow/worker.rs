@@ -27,6 +27,7 @@ use crate::kapi::time::Deadline;
 use crate::kapi::trace;
 use crate::store::Site;
 use crate::tracker::Tracker;
+use bdsnap_logic::fill;
 use bdsnap_logic::granule::Need;
 use bdsnap_logic::granule::State;
 use bdsnap_logic::units::Granules;
@@ -51,9 +52,13 @@ pub(crate) fn work(tracker: &Arc<Tracker>) {
         chain.progress = time::monotonic_ns();
         chain.ended(tracker, run);
     }
-    chain.dry = false;
+    (chain.dry, chain.soon) = (false, false);
     let mut waiting = chain.waiting.take_all();
-    waiting.append(tracker.take_held());
+    let mut new = tracker.take_held();
+    while let Some(held) = new.pop() {
+        chain.give_up_for(chain.granules(held.span()));
+        waiting.push(held);
+    }
     while let Some(mut held) = waiting.pop() {
         let span = chain.granules(held.span());
         match chain.advance(span, held.cursor(), held.is_urgent()) {
@@ -199,7 +204,7 @@ fn start(tracker: &Arc<Tracker>, mut starts: KVec<Start>) -> KVec<Start> {
                     None => &tracker.device,
                     Some(Some(Site::Device(device, ..))) => device,
                     Some(Some(Site::Memory(pages, at, _))) => {
-                        pages.put(at, &start.run, start.io.bytes);
+                        pages.put(at, &start.run, start.io.page, start.io.bytes);
                         Run::copied(start.run, tracker.clone());
                         continue;
                     }
@@ -263,6 +268,9 @@ impl Chain {
         let ok = run.status().is_ok();
         match job.phase {
             Phase::Read if ok => self.was_read(tracker, run, job, 0),
+            Phase::Read if job.span != job.own && !job.own.is_empty() => {
+                self.only_own(run, job);
+            }
             Phase::Read => {
                 job.phase = Phase::Salvage { at: 0, bad: 0 };
                 self.salvage(run, job, 0);
@@ -281,6 +289,27 @@ impl Chain {
             }
             Phase::Write => self.was_written(run, job, ok),
         }
+    }
+
+    /// What lies around a write could not be read with it: it is left alone, from here on for all writes,
+    /// since errors take their time; and what the write needs is read again.
+    fn only_own(&mut self, run: Arc<Run<Tracker>>, mut job: Job) {
+        self.has_bad = true;
+        let (whole, own) = (job.span, job.own);
+        let node = self
+            .link_mut(&job.version)
+            .and_then(|link| link.extents.remove_node(&(whole.end() - 1)));
+        if let (Some(node), Some(link)) = (node, self.link_mut(&job.version)) {
+            link.record(node.into_reservation(), own, Place::Reading);
+        }
+        let (before, after) = (own.start() - whole.start(), whole.end() - own.end());
+        job.store.give_back(job.slot, before);
+        job.store.give_back(job.slot + before + own.len(), after);
+        job.store.was_read(before + after);
+        (job.span, job.slot) = (own, job.slot + before);
+        let sectors = job.version.sectors_of(own);
+        self.put(&run, job);
+        self.start_read(run, sectors, 0);
     }
 
     /// Puts a job back and reads one granule of it.
@@ -307,26 +336,45 @@ impl Chain {
     }
 
     /// A job's old data is in memory, but for the granules with a bit in `bad`.
-    fn was_read(&mut self, tracker: &Arc<Tracker>, run: Arc<Run<Tracker>>, mut job: Job, bad: u64) {
+    fn was_read(&mut self, tracker: &Arc<Tracker>, run: Arc<Run<Tracker>>, job: Job, bad: u64) {
+        let (store, slots) = (job.store.clone(), job.span.len());
+        self.keep_or_drop(tracker, run, job, bad);
+        // After what is given back of them: who finds none is told to come again until then.
+        store.was_read(slots);
+    }
+
+    /// The same.
+    fn keep_or_drop(
+        &mut self,
+        tracker: &Arc<Tracker>,
+        run: Arc<Run<Tracker>>,
+        mut job: Job,
+        bad: u64,
+    ) {
         let version = job.version.clone();
         if !tracker.has_medium() || !version.is_live() {
             // Nobody wants it any more; should an older version, it gets its own.
             self.forget(&version, job.span);
+            job.store.give_back(job.slot, job.span.len());
             return self.over(run, &version);
         }
         let memory = Place::Memory {
             run: run.clone(),
             base: job.span.start(),
         };
+        let whole = job.span;
         let good = if bad == 0 {
-            self.replace(&version, job.span, memory);
-            version.keep(job.span, false);
-            job.span.len()
+            self.keep_read(&run, &mut job, memory);
+            whole.len()
         } else {
-            self.split(&version, job.span, bad, memory)
+            self.salvaged(&version, whole, bad, memory)
         };
         tracker.count_copied(good << version.shift() << SECTOR_SHIFT);
-        let sector = match job.store.site(job.slot).filter(|_| good > 0) {
+        if good == 0 {
+            job.store.give_back(job.slot, job.span.len());
+        }
+        let is_empty = good == 0 || job.span.is_empty();
+        let sector = match job.store.site(job.slot).filter(|_| !is_empty) {
             Some(Site::Device(_, sector, _)) => sector,
             Some(Site::Memory(..)) => 0,
             None => return self.over(run, &version),
@@ -335,6 +383,7 @@ impl Chain {
         // The last granule of a device may be short.
         let bytes = (version.sectors_of(job.span).len() as usize) << SECTOR_SHIFT;
         let (store, slot) = (job.store.clone(), job.slot);
+        let page = (job.span.start() - whole.start()) as usize;
         job.phase = Phase::Write;
         self.put(&run, job);
         let start = Start {
@@ -343,12 +392,52 @@ impl Chain {
             io: Io {
                 direction: Direction::Write,
                 sector,
-                page: 0,
+                page,
                 bytes,
             },
         };
         // There is room for every run, and each is in here once at most.
         let _ = self.stores.push_within_capacity(start);
+    }
+
+    /// Records what has been read well: zeros need no slots. What is to be written remains in the job.
+    fn keep_read(&mut self, run: &Run<Tracker>, job: &mut Job, memory: Place) {
+        let (version, whole) = (job.version.clone(), job.span);
+        let bytes = (version.sectors_of(whole).len() as usize) << SECTOR_SHIFT;
+        let (head, tail) = fill::edges(run.zeros(bytes), whole.len());
+        let (first, rest) = whole.split_at(whole.start() + head);
+        let (rest, last) = rest.split_at(whole.end() - tail);
+        let is_split = match (rest.is_empty(), head + tail) {
+            (true, _) => {
+                self.replace(&version, whole, Place::Zeros);
+                true
+            }
+            (false, 0) => false,
+            // (Where there is no memory for that, zeros are written, too.)
+            (false, _) => self
+                .split(
+                    &version,
+                    &[
+                        (first, &Place::Zeros),
+                        (rest, &memory),
+                        (last, &Place::Zeros),
+                    ],
+                )
+                .is_ok(),
+        };
+        if is_split {
+            job.store.give_back(job.slot, head);
+            job.store.give_back(job.slot + head + rest.len(), tail);
+            (job.span, job.slot) = (rest, job.slot + head);
+        } else {
+            self.replace(&version, whole, memory);
+        }
+        version.keep(whole, false);
+        if let (true, Some(link)) = (is_split, self.link_mut(&version)) {
+            for part in [first, last, whole].iter().filter(|part| !part.is_empty()) {
+                link.join(part.end() - 1);
+            }
+        }
     }
 
     /// A job's data is in the store, or could not be put there.
@@ -416,80 +505,102 @@ impl Chain {
         }
     }
 
-    /// Replaces an extent, some of whose granules could not be read, by parts; says how many are
-    /// good. Where there is no memory for the parts, all of it is lost.
-    fn split(&mut self, version: &Version, span: Span<Granules>, bad: u64, memory: Place) -> u64 {
-        let parts = || {
-            let mut at = span.start();
-            core::iter::from_fn(move || {
-                let part = (at < span.end()).then(|| same(span, at, bad))?;
-                at = part.0.end();
-                Some(part)
-            })
-        };
-        let mut nodes = KVec::new();
-        for (part, lost) in parts() {
-            let place = if lost { Place::Lost } else { memory.clone() };
-            let extent = Extent {
-                first: part.start(),
-                place,
-            };
-            let node = RBTreeNode::new(part.end() - 1, extent, slot::NOWAIT);
-            if node
-                .and_then(|n| nodes.push(n, slot::NOWAIT).map_err(Error::from))
-                .is_err()
-            {
-                self.replace(version, span, Place::Lost);
-                version.keep(span, true);
-                return 0;
-            }
+    /// Records what could be read of an extent, but for the granules with a bit in `bad`; says how many
+    /// are good. Where there is no memory for the parts, all of it is lost.
+    fn salvaged(
+        &mut self,
+        version: &Version,
+        span: Span<Granules>,
+        bad: u64,
+        memory: Place,
+    ) -> u64 {
+        let mut parts = KVec::new();
+        let mut at = span.start();
+        let mut pushed = Ok(());
+        while at < span.end() && pushed.is_ok() {
+            let (part, lost) = same(span, at, bad);
+            let place = if lost { &Place::Lost } else { &memory };
+            pushed = parts.push((part, place), slot::NOWAIT);
+            at = part.end();
         }
-        self.forget(version, span);
-        if let Some(link) = self.link_mut(version) {
-            for node in nodes.drain_all() {
-                link.extents.insert(node);
-            }
+        if pushed.is_err() || self.split(version, &parts).is_err() {
+            self.replace(version, span, Place::Lost);
+            version.keep(span, true);
+            return 0;
         }
         let mut good = 0;
-        for (part, lost) in parts() {
-            version.keep(part, lost);
+        for (part, place) in parts.iter() {
+            let lost = matches!(place, Place::Lost);
+            version.keep(*part, lost);
             if !lost {
                 good += part.len();
             }
         }
         good
     }
+
+    /// Replaces an extent by parts of it, side by side; empty ones are left out. ENOMEM: all is as it
+    /// was.
+    fn split(&mut self, version: &Version, parts: &[(Span<Granules>, &Place)]) -> Result {
+        let mut nodes = KVec::new();
+        for (part, place) in parts.iter().filter(|(part, _)| !part.is_empty()) {
+            let extent = Extent {
+                first: part.start(),
+                place: (*place).clone(),
+            };
+            let node = RBTreeNode::new(part.end() - 1, extent, slot::NOWAIT)?;
+            nodes.push(node, slot::NOWAIT)?;
+        }
+        let Some(link) = self.link_mut(version) else {
+            return Ok(());
+        };
+        // The last part has the key of the whole, and takes its place.
+        for node in nodes.drain_all() {
+            link.extents.insert(node);
+        }
+        Ok(())
+    }
 }
 
 impl super::chain::Link {
-    /// Joins the extent that ends with granule `last` to the one before it, if they lie side by
-    /// side in one store: long runs of writes cost one extent.
+    /// Joins the extent that ends with granule `last` to the one before it, if both are zeros, or lie
+    /// side by side in one store: long runs of writes cost one extent.
     fn join(&mut self, last: u64) {
-        let Some(cursor) = self.extents.cursor_lower_bound_mut(&last) else {
+        let Some(mut cursor) = self.extents.cursor_lower_bound_mut(&last) else {
             return;
         };
         let (at, extent) = cursor.current();
-        let (first, Place::Stored { store, slot }) = (extent.first, &extent.place) else {
+        if *at != last {
+            return;
+        }
+        let first = extent.first;
+        let joined = cursor.peek_prev().and_then(|(end, before)| {
+            let follows = end + 1 == first && before.is_before(extent);
+            follows.then(|| (before.first, before.place.clone()))
+        });
+        let Some((first, place)) = joined else {
             return;
         };
-        let before = cursor
-            .peek_prev()
-            .and_then(|(end, before)| match &before.place {
-                Place::Stored { store: s, slot: b } if Arc::ptr_eq(s, store) => {
-                    let side_by_side = end + 1 == first && b + (first - before.first) == *slot;
-                    side_by_side.then_some((before.first, *b))
-                }
-                _ => None,
-            });
-        let (Some((start, base)), true) = (before, *at == last) else {
-            return;
-        };
-        let store = store.clone();
-        let mut cursor = cursor;
         cursor.remove_prev();
         let (_, extent) = cursor.current_mut();
-        extent.first = start;
-        extent.place = Place::Stored { store, slot: base };
+        *extent = Extent { first, place };
+    }
+}
+
+impl Extent {
+    /// Whether it and the next one, which begins where it ends, are one in what they keep.
+    fn is_before(&self, next: &Self) -> bool {
+        match (&self.place, &next.place) {
+            (Place::Zeros, Place::Zeros) => true,
+            (
+                Place::Stored {
+                    store: a,
+                    slot: from,
+                },
+                Place::Stored { store: b, slot },
+            ) => Arc::ptr_eq(a, b) && from + (next.first - self.first) == *slot,
+            _ => false,
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/statfs.h>
 #include <scsi/scsi_cmnd.h>
 #include "helpers.h"
 
@@ -210,6 +211,11 @@ unsigned long bdsnap_ram_pages(void)
 struct page *bdsnap_alloc_page(gfp_t gfp)
 {
 	return alloc_page(gfp);
+}
+
+bool bdsnap_is_zero(const void *data, size_t len)
+{
+	return !memchr_inv(data, 0, len);
 }
 
 void *bdsnap_page_address(struct page *page)
@@ -460,6 +466,49 @@ int bdsnap_inode_fiemap(struct inode *inode, u64 len, void __user *buf, u32 room
 	ret = inode->i_op->fiemap(inode, &info, 0, len);
 	*mapped = info.fi_extents_mapped;
 	return ret;
+}
+
+/*
+ * Where a file without FIEMAP has its block `first`, the first one of a cluster, and how many of the `most`
+ * from there on lie side by side on the device. Its file system consists of clusters (statfs tells their
+ * size), so it is asked once for each. ENODATA: a hole; EOPNOTSUPP: that can't be asked; EINTR: a fatal
+ * signal.
+ */
+int bdsnap_file_run(struct file *file, u64 first, u64 most, u64 *start, u64 *len)
+{
+	struct inode *inode = file_inode(file);
+	struct kstatfs st;
+	u64 step;
+	int ret;
+
+	*len = 0;
+	ret = vfs_statfs(&file->f_path, &st);
+	if (ret)
+		return ret;
+	step = max_t(u64, (u64)st.f_bsize >> inode->i_blkbits, 1);
+	while (*len < most) {
+		sector_t block = first + *len;
+
+		ret = bmap(inode, &block);
+		if (ret)
+			return -EOPNOTSUPP;
+		if (!block)
+			return *len ? 0 : -ENODATA;
+		if (!*len)
+			*start = block;
+		else if (block != *start + *len)
+			return 0;
+		*len += min(step, most - *len);
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
+	}
+	return 0;
+}
+
+unsigned int bdsnap_inode_blkbits(struct inode *inode)
+{
+	return inode->i_blkbits;
 }
 
 /* Whether the file's data lies on a realtime device (XFS); yes, if that can't be told. */

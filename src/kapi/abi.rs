@@ -79,7 +79,7 @@ abi! {
     bdsnap_snapshot_device = 80,
     bdsnap_snapshot_create = 128,
     bdsnap_snapshot_ref = 24,
-    bdsnap_snapshot_info = 112,
+    bdsnap_snapshot_info = 120,
     bdsnap_version_info = 160,
     bdsnap_map_read = 96,
     bdsnap_range = 16,

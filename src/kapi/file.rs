@@ -2,7 +2,7 @@
 
 //! Files whose blocks are used directly.
 //!
-//! Source: `S_SWAPFILE` in `include/linux/fs.h` (what swap files rely on), `->fiemap`.
+//! Source: `S_SWAPFILE` in `include/linux/fs.h` (what swap files rely on), `->fiemap`, `bmap()`.
 
 use super::bdev::BlockDevice;
 use super::bdev::Dev;
@@ -152,6 +152,26 @@ impl PinnedFile {
             )
         })?;
         Ok(mapped.min(room))
+    }
+
+    /// The mapping of a file system without FIEMAP that consists of clusters, from byte `from` to byte
+    /// `upto`, which are in whole clusters but for the end: where on the device that begins, and how many
+    /// bytes of it lie side by side. ENODATA: a hole; EOPNOTSUPP: it can't be asked; EINTR: a fatal signal; EINVAL. Sleeps.
+    pub(crate) fn run(&self, from: u64, upto: u64) -> Result<(u64, u64)> {
+        let (mut start, mut len) = (0, 0);
+        // SAFETY: The inode is valid as long as the file.
+        let bits = unsafe { ffi::bdsnap_inode_blkbits(self.file.inode()) };
+        let first = from >> bits;
+        let most = upto
+            .checked_next_multiple_of(1 << bits)
+            .and_then(|upto| (upto >> bits).checked_sub(first))
+            .ok_or(EINVAL)?;
+        // SAFETY: As above.
+        to_result(unsafe {
+            ffi::bdsnap_file_run(self.file.as_ptr(), first, most, &mut start, &mut len)
+        })?;
+        let start = start.checked_mul(1 << bits).ok_or(EINVAL)?;
+        Ok((start, len << bits))
     }
 }
 

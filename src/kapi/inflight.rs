@@ -402,13 +402,6 @@ impl HeldList {
     pub(crate) fn take_all(&mut self) -> Self {
         core::mem::replace(self, Self::new())
     }
-
-    /// Adds all of `other` at the end.
-    pub(crate) fn append(&mut self, mut other: Self) {
-        while let Some(held) = other.pop() {
-            self.push(held);
-        }
-    }
 }
 
 /// The cache of wraps, while [`Support`] lives.

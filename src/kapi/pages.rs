@@ -62,13 +62,13 @@ impl Pages {
         (self.0.len() as u64).saturating_mul(PAGE_SIZE as u64)
     }
 
-    /// Puts the first `bytes` bytes of a run's data at byte `at`, the beginning of a page. What does
-    /// not fit is left out.
-    pub(crate) fn put<T: RunOwner>(&self, at: u64, run: &Run<T>, bytes: usize) {
+    /// Puts `bytes` bytes of a run's data, from its page `skip` on, at byte `at`, the beginning of a
+    /// page. What does not fit is left out.
+    pub(crate) fn put<T: RunOwner>(&self, at: u64, run: &Run<T>, skip: usize, bytes: usize) {
         let first = usize::try_from(at / PAGE_SIZE as u64).unwrap_or(usize::MAX);
         for (n, page) in self.0.iter().skip(first).enumerate() {
             let len = bytes.saturating_sub(n * PAGE_SIZE).min(PAGE_SIZE);
-            let from = run.page(n).filter(|_| len > 0);
+            let from = run.page(skip.saturating_add(n)).filter(|_| len > 0);
             let Some(from) = from else {
                 return;
             };

@@ -120,6 +120,19 @@ impl<T: RunOwner> Run<T> {
         Some(unsafe { ffi::bdsnap_page_address(page.as_ptr()) }.cast_const())
     }
 
+    /// Which of the first 64 pages that hold `bytes` bytes of data are all zeros there: one bit each.
+    pub(crate) fn zeros(&self, bytes: usize) -> u64 {
+        let mut zeros = 0;
+        for (n, page) in self.pages.iter().take(u64::BITS as usize).enumerate() {
+            let len = bytes.saturating_sub(n * PAGE_SIZE).min(PAGE_SIZE);
+            // SAFETY: The page is ours and mapped (x86-64 has no high memory), and has so many bytes.
+            let is_zero =
+                unsafe { ffi::bdsnap_is_zero(ffi::bdsnap_page_address(page.as_ptr()), len) };
+            zeros |= u64::from(len > 0 && is_zero) << n;
+        }
+        zeros
+    }
+
     /// Ends an I/O well that was none: its data has been copied.
     pub(crate) fn copied(this: Arc<Self>, owner: Arc<T>) {
         this.status.store(0, Ordering::Release);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Which portion of a store the next copy goes to, and the numbers of slots.
+//! Which portion of a store the next copy goes to, the numbers of slots, and slots that were given back.
 //!
 //! The portions on one device make a *lane*. Lanes are filled side by side, the emptiest first, so
 //! that all devices of a store take their part of the load; the portions of a lane one after the
 //! other, so that what is written to a device lies together.
+
+use core::ops::DerefMut;
 
 use crate::units::div_down;
 use crate::units::mask;
@@ -59,4 +61,122 @@ pub fn emptiest(lanes: impl Iterator<Item = Fill>) -> Option<usize> {
         }
     }
     best.map(|(index, _)| index)
+}
+
+/// How many of the first, and of the last, of `len` granules of a run need no slots: those are zeros of
+/// which `zeros` has a bit. All of them: `len` and 0. The slots between are written in one go.
+pub fn edges(zeros: u64, len: u64) -> (u64, u64) {
+    let behind = u64::from(u64::BITS).saturating_sub(len);
+    let others = !zeros & div_down(u64::MAX, behind as u32);
+    if others == 0 {
+        return (len, 0);
+    }
+    let last = u64::from(others.leading_zeros());
+    (
+        u64::from(others.trailing_zeros()),
+        last.saturating_sub(behind),
+    )
+}
+
+/// How many runs of slots a lane should remember that were given back.
+pub const GAPS: usize = 512;
+
+/// Some slots side by side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gap {
+    /// The first.
+    slot: u64,
+    /// How many.
+    len: u64,
+}
+
+impl Gap {
+    /// The slot after the last.
+    const fn end(&self) -> u64 {
+        self.slot.saturating_add(self.len)
+    }
+}
+
+/// Slots that were taken and given back without having been used: what was to go there was zeros.
+#[derive(Debug)]
+pub struct Returned<L> {
+    /// The first of these are runs of them, in no order; none follows another.
+    gaps: L,
+    /// How many.
+    count: usize,
+}
+
+impl<L: DerefMut<Target = [Gap]>> Returned<L> {
+    /// None; as many runs can be remembered as the list has elements.
+    pub fn new(list: L) -> Self {
+        Self {
+            gaps: list,
+            count: 0,
+        }
+    }
+
+    /// The runs.
+    fn gaps(&self) -> &[Gap] {
+        self.gaps.get(..self.count).unwrap_or_default()
+    }
+
+    /// How many slots there are.
+    pub fn total(&self) -> u64 {
+        let lens = self.gaps().iter().map(|gap| gap.len);
+        lens.fold(0, u64::saturating_add)
+    }
+
+    /// Whether there will soon be no place to remember more.
+    pub fn is_crowded(&self) -> bool {
+        self.count > self.gaps.len() / 2
+    }
+
+    /// Takes the run out that `is` says of.
+    fn remove(&mut self, is: impl Fn(&Gap) -> bool) -> Option<Gap> {
+        let index = self.gaps().iter().position(is)?;
+        let last = *self.gaps().last()?;
+        let gap = core::mem::replace(self.gaps.get_mut(index)?, last);
+        self.count = self.count.saturating_sub(1);
+        Some(gap)
+    }
+
+    /// Gives `len` slots from `slot` on back. False: there is no place to remember them; then they
+    /// stay used.
+    pub fn put(&mut self, slot: u64, len: u64) -> bool {
+        let mut new = Gap { slot, len };
+        if len == 0 {
+            return true;
+        }
+        if let Some(before) = self.remove(|gap| gap.end() == slot) {
+            new.slot = before.slot;
+            new.len = new.len.saturating_add(before.len);
+        }
+        let end = new.end();
+        if let Some(after) = self.remove(|gap| gap.slot == end) {
+            new.len = new.len.saturating_add(after.len);
+        }
+        match self.gaps.get_mut(self.count) {
+            Some(gap) => {
+                *gap = new;
+                self.count = self.count.saturating_add(1);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes up to `want` slots side by side, of the longest run: the first one, and how many.
+    /// [`None`]: there is no run of `least`, or none is wanted.
+    pub fn take(&mut self, want: u64, least: u64) -> Option<(u64, u64)> {
+        let longest = *self.gaps().iter().max_by_key(|gap| gap.len)?;
+        if want == 0 || longest.len < least {
+            return None;
+        }
+        let gap = self.remove(|gap| *gap == longest)?;
+        let len = want.min(gap.len);
+        let rest = gap.len.saturating_sub(len);
+        // (There is a place: it has just been taken out.)
+        self.put(gap.slot.saturating_add(len), rest);
+        Some((gap.slot, len))
+    }
 }

@@ -13,7 +13,7 @@ pub enum State {
     Reading,
     /// The bytes are in memory, on their way to the store. Writes are let through.
     Memory,
-    /// The bytes are in the store.
+    /// The bytes are in the store, or known to be zeros.
     Stored,
     /// There are no bytes any more: reading or storing them failed.
     Lost,
@@ -41,6 +41,8 @@ pub enum Event {
     Park,
     /// The copy was read.
     ReadOk,
+    /// The copy was read, and is zeros.
+    ReadZeros,
     /// The origin could not be read.
     ReadFailed,
     /// The copy is not wanted any more, as its version failed or goes. What is read is dropped.
@@ -64,6 +66,7 @@ pub const fn step(state: State, event: Event) -> Option<State> {
     Some(match (state, event) {
         (State::Needed, Event::Park) => State::Reading,
         (State::Reading, Event::ReadOk) => State::Memory,
+        (State::Reading, Event::ReadZeros) => State::Stored,
         (State::Reading, Event::ReadFailed) => State::Lost,
         (State::Reading, Event::Abandon | Event::NoRoom) => State::Needed,
         (State::Memory, Event::StoreOk) => State::Stored,

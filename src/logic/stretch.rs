@@ -42,6 +42,11 @@ impl Rate {
         }
     }
 
+    /// Takes note that `slots` of those that have been taken were not used after all.
+    pub fn undo(&mut self, slots: u64) {
+        self.taken = self.taken.saturating_sub(slots);
+    }
+
     /// The rate as of `now`, slots a second.
     pub fn at(&self, now: u64) -> u64 {
         let elapsed = now.saturating_sub(self.since);

@@ -3,7 +3,7 @@
 //! Snapstores: where copied granules go.
 //!
 //! A store is made of portions, each on a block device or in memory. Granules get *slots* in them
-//! (`bdsnap_logic::fill`). Slots are given out once and never reused, and portions stay as long as
+//! (`bdsnap_logic::fill`). Slots are used once and never reused, and portions stay as long as
 //! their store, so whoever holds it may read a slot without a lock.
 
 mod portion;
@@ -21,6 +21,8 @@ use bdsnap_logic::extent;
 use bdsnap_logic::extent::Cursor;
 use bdsnap_logic::fill;
 use bdsnap_logic::fill::Fill;
+use bdsnap_logic::fill::Gap;
+use bdsnap_logic::fill::Returned;
 use bdsnap_logic::stretch;
 use bdsnap_logic::stretch::Growth;
 use bdsnap_logic::stretch::Rate;
@@ -74,6 +76,8 @@ struct Lane {
     portion: usize,
     /// How far that is.
     cursor: Cursor,
+    /// Slots that were taken and not used.
+    returned: Returned<KVec<Gap>>,
 }
 
 /// Where a slot is, and how many follow it there, itself included.
@@ -95,6 +99,9 @@ const SPARE: u64 = 64 << 20;
 
 /// The smallest portion that is worth asking for, bytes.
 const LEAST: u64 = 1 << 20;
+
+/// So long at most a write waits for what others are reading to be zeros, nanoseconds.
+const UNREAD_NS: u64 = 2_000_000_000;
 
 /// The slots of so much room, as a shift of bytes; 0: it isn't worth asking for.
 fn worth_it(room: u64, shift: u32) -> u64 {
@@ -142,14 +149,20 @@ struct Shelf {
     waiting: Option<u64>,
     /// When it was told that it is low; 0: never.
     told: u64,
+    /// Slots taken for what is still being read: it may be zeros.
+    unread: u64,
+    /// Since when it is full but for those; None: it isn't.
+    full_since: Option<u64>,
 }
 
 /// What came of asking a store for slots.
 pub(crate) enum Taken {
     /// The first of some side by side, and how many.
     Slots(u64, u64),
-    /// There may be some later.
+    /// There may be some later: a portion may come.
     Later,
+    /// There may be some soon: what others have taken may not be used.
+    Soon,
     /// It is full.
     Full,
 }
@@ -175,6 +188,8 @@ pub(crate) struct Outlook {
 pub(crate) struct Store {
     /// Sectors in a granule, as a shift.
     shift: u32,
+    /// Granules that are copied together, a power of two.
+    run: u64,
     /// The portions, in the order in which they came.
     portions: KVVec<Slot<Portion>>,
     /// How many there are.
@@ -187,8 +202,9 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// An empty one; `shift` is sectors in a granule. ENOMEM. Sleeps.
-    pub(crate) fn new(shift: u32) -> Result<Arc<Self>> {
+    /// An empty one; `shift` is sectors in a granule, `run` granules that are copied together, a power
+    /// of two. ENOMEM. Sleeps.
+    pub(crate) fn new(shift: u32, run: u64) -> Result<Arc<Self>> {
         let portions = slot::slots(abi::BDSNAP_MAX_PORTIONS as usize)?;
         let shelf = Shelf {
             lanes: KVec::with_capacity(abi::BDSNAP_MAX_LANES as usize, GFP_KERNEL)?,
@@ -199,10 +215,13 @@ impl Store {
             hold_ms: 0,
             waiting: None,
             told: 0,
+            unread: 0,
+            full_since: None,
         };
         Arc::pin_init(
             pin_init!(Self {
                 shift,
+                run,
                 portions,
                 count: AtomicUsize::new(0),
                 news: AtomicBool::new(false),
@@ -270,6 +289,7 @@ impl Store {
             fill: Fill::default(),
             portion: index,
             cursor: Cursor::new(),
+            returned: Returned::new(KVec::from_elem(Gap::default(), fill::GAPS, GFP_KERNEL)?),
         };
         lane.fill.total = slots;
         let boxed = KBox::new(portion, GFP_KERNEL)?;
@@ -325,6 +345,21 @@ impl Store {
         self.shift
     }
 
+    /// How many granules to copy together: the run size, or one where there is little room left.
+    pub(crate) fn run(&self) -> u64 {
+        let is_scarce = |fill: Fill| fill.used > fill.total / 4 * 3;
+        if self.run == 1 || is_scarce(self.fill()) {
+            1
+        } else {
+            self.run
+        }
+    }
+
+    /// Bytes that are copied together.
+    pub(crate) fn run_bytes(&self) -> u64 {
+        self.run << self.byte_shift()
+    }
+
     /// How full it is, in slots.
     pub(crate) fn fill(&self) -> Fill {
         self.shelf.lock().fill()
@@ -354,6 +389,14 @@ impl Store {
             is_waited_for: shelf.waiting.is_some(),
             hold_ms: shelf.hold_ms,
         }
+    }
+
+    /// Slots that are not used, those that are still to come included.
+    pub(crate) fn slots_left(&self) -> u64 {
+        let shelf = self.shelf.lock();
+        let fill = shelf.fill();
+        let free = fill.total.saturating_sub(fill.used);
+        free.saturating_add(shelf.growth.room)
     }
 
     /// Bytes that portions may have that are still to come.
@@ -387,6 +430,12 @@ impl Store {
             Room::Some(most) => match self.take_from(&mut shelf.lanes, want.min(most)) {
                 Some((slot, len)) => {
                     shelf.rate.add(now, len);
+                    shelf.unread = shelf.unread.saturating_add(len);
+                    shelf.full_since = None;
+                    if patient && !urgent {
+                        // (Patience that has come to an end comes back with a portion only.)
+                        shelf.waiting = None;
+                    }
                     Taken::Slots(slot, len)
                 }
                 None => Taken::Full,
@@ -395,7 +444,14 @@ impl Store {
                 shelf.waiting = shelf.waiting.or(Some(now));
                 Taken::Later
             }
-            Room::Full => Taken::Full,
+            Room::Full => {
+                let since = *shelf.full_since.get_or_insert(now);
+                if shelf.unread > 0 && now.saturating_sub(since) < UNREAD_NS {
+                    Taken::Soon
+                } else {
+                    Taken::Full
+                }
+            }
         };
         let (rate, since) = (shelf.rate.at(now), now.saturating_sub(shelf.told));
         let is_old = shelf.told == 0 || since >= TELL_AGAIN_NS;
@@ -406,10 +462,55 @@ impl Store {
         taken
     }
 
+    /// What was to go to so many slots that were taken has been read; those that it does not need have been
+    /// given back.
+    pub(crate) fn was_read(&self, len: u64) {
+        let mut shelf = self.shelf.lock();
+        shelf.unread = shelf.unread.saturating_sub(len);
+    }
+
+    /// Gives back slots that were taken, and to which nothing was written nor will be.
+    pub(crate) fn give_back(&self, slot: u64, len: u64) {
+        let (portion, _) = fill::place(slot);
+        let portion = self.portions.get(portion).and_then(Slot::get);
+        let Some(portion) = portion.filter(|_| len > 0) else {
+            return;
+        };
+        let dev = portion.device().map(BlockDevice::dev);
+        let mut shelf = self.shelf.lock();
+        let Some(lane) = shelf.lanes.iter_mut().find(|l| l.dev == dev) else {
+            return;
+        };
+        if lane.returned.put(slot, len) {
+            lane.fill.used = lane.fill.used.saturating_sub(len);
+            shelf.rate.undo(len);
+        }
+    }
+
     /// Takes up to `want` slots of the emptiest lane.
     fn take_from(&self, lanes: &mut [Lane], want: u64) -> Option<(u64, u64)> {
         let index = fill::emptiest(lanes.iter().map(|l| l.fill))?;
         let lane = lanes.get_mut(index)?;
+        let returned = lane.returned.total();
+        let is_last = lane.fill.used.saturating_add(returned) >= lane.fill.total;
+        let least = if is_last || lane.returned.is_crowded() {
+            1
+        } else {
+            want
+        };
+        if let Some((slot, len)) = lane.returned.take(want, least) {
+            let (portion, place) = fill::place(slot);
+            let pieces = &self.portions.get(portion)?.get()?.pieces;
+            let (_, run) = extent::locate(pieces, place, self.shift)?;
+            let len = if run < len {
+                lane.returned.put(slot.saturating_add(run), len - run);
+                run
+            } else {
+                len
+            };
+            lane.fill.used = lane.fill.used.saturating_add(len);
+            return Some((slot, len));
+        }
         loop {
             let portion = self.portions.get(lane.portion)?.get()?;
             if let Some((place, len)) = lane.cursor.take(&portion.pieces, want) {

@@ -29,6 +29,9 @@ const LABELS: u64 = 1 << 20;
 /// File systems whose files may be used by their blocks.
 const FILE_SYSTEMS: [&CStr; 2] = [c"ext4", c"xfs"];
 
+/// The same, but they have no FIEMAP, and are asked block by block.
+const WITHOUT_FIEMAP: [&CStr; 3] = [c"vfat", c"msdos", c"exfat"];
+
 /// The sectors that a portion takes. Whoever keeps it knows for how long: the store of a snapshot that
 /// is deleted lives on while others use slots of it.
 pub(crate) struct Place {
@@ -111,8 +114,8 @@ impl Portion {
             };
             Refused::new(e, cause)
         })?;
-        let allowed = FILE_SYSTEMS.iter().any(|fs| file.is_on(fs)) && !file.is_realtime();
-        if !allowed {
+        let has_fiemap = FILE_SYSTEMS.iter().any(|fs| file.is_on(fs)) && !file.is_realtime();
+        if !has_fiemap && !WITHOUT_FIEMAP.iter().any(|fs| file.is_on(fs)) {
             return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_STORE_FS));
         }
         let device = file
@@ -130,8 +133,14 @@ impl Portion {
         if len == 0 {
             return Err(Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_SMALL));
         }
-        let mapped = pinned.fiemap(len, buffer, room)?;
-        let mut extents = read_extents(buffer, mapped)?;
+        let mut extents = if has_fiemap {
+            read_extents(buffer, pinned.fiemap(len, buffer, room)?)?
+        } else {
+            // What its page cache has of blocks that belonged to directories may not come after us.
+            device.sync()?;
+            ask_extents(&pinned, len, room)?
+        };
+        let mapped = extents.len() as u32;
         let device_len = device.sectors() << SECTOR_SHIFT;
         extent::check(&mut extents, len, device_len, device.logical_block())
             .map_err(|refusal| refused(refusal, mapped == room))?;
@@ -323,6 +332,32 @@ fn read_extents(buffer: u64, count: u32) -> Result<KVVec<RawExtent>> {
             flags: e.fe_flags,
         };
         extents.push(raw, GFP_KERNEL)?;
+    }
+    Ok(extents)
+}
+
+/// Asks for the mapping of `len` bytes of a file run by run: at most `room` of them. Sleeps.
+fn ask_extents(file: &PinnedFile, len: u64, room: u32) -> Result<KVVec<RawExtent>, Refused> {
+    let mut extents: KVVec<RawExtent> = KVVec::new();
+    let mut logical = 0;
+    while logical < len {
+        if extents.len() >= room as usize {
+            return Err(refused(Refusal::TooMany, true));
+        }
+        let (physical, length) = file.run(logical, len).map_err(|e| match e {
+            ENODATA => refused(Refusal::Hole, false),
+            EOPNOTSUPP => Refused::new(e, abi::BDSNAP_CAUSE_STORE_FS),
+            e => e.into(),
+        })?;
+        let is_last = logical.saturating_add(length) >= len;
+        let extent = RawExtent {
+            logical,
+            physical,
+            length,
+            flags: if is_last { extent::FLAG_LAST } else { 0 },
+        };
+        extents.push(extent, GFP_KERNEL)?;
+        logical = logical.saturating_add(length);
     }
     Ok(extents)
 }

@@ -28,6 +28,18 @@ step() {
 	printf '== [%ss] %s\n' "$up" "$*"
 }
 
+# many ALL FEW: how often something is repeated: in a long run, and in others
+many() { if [ -n "${LONG:-}" ]; then echo "$1"; else echo "$2"; fi; }
+
+# one_of NAME…: in a long run all of them, else one by lot
+one_of() {
+	if [ -n "${LONG:-}" ]; then
+		echo "$@"
+	else
+		for name in "$@"; do echo "$(echo "${SEED:-$RANDOM} $0 $name" | sha256sum) $name"; done | sort | sed -n '1s/.* //p'
+	fi
+}
+
 note() { printf '   %s\n' "$*"; }
 
 # What may help whoever looks into a failure.

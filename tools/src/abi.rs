@@ -190,8 +190,8 @@ abi_struct! {
         capacity: u64,
         /// Out.
         cause: u32,
-        /// In: 0.
-        reserved: u32,
+        /// In: bytes copied together; 0: the store's, or of a new one the granule.
+        run: u32,
         /// In: the snapshot whose store is to grow; else zero.
         snapshot: [u8; 16],
     }
@@ -328,6 +328,10 @@ abi_struct! {
         hold_ms: u32,
         /// Bytes of its note.
         note_len: u32,
+        /// Bytes that are copied together.
+        run: u32,
+        /// 0.
+        reserved: u32,
     }
 }
 

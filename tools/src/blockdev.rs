@@ -153,6 +153,24 @@ impl Sysfs {
             .find_map(|h| Some(h.file_name()?.to_str()?.to_owned()))
     }
 
+    /// How many bytes of a device it makes sense to copy together, at least: what is on a spinning disk is
+    /// slow to reach, and what is smaller than a device's unit is read and written by it as a whole.
+    ///
+    /// A virtual machine's disk says nothing about what is below it (virtio calls itself rotational).
+    /// The optimal I/O size does not matter: it is for streams, which stores are written in anyway.
+    pub fn run_size(&self, num: DevNum) -> Option<u64> {
+        /// A tenth of a millisecond of a spinning disk's time, against the ten that it takes to get there.
+        const ROTATIONAL: u64 = 64 << 10;
+        let disk = self.dir(self.disk_of(num).unwrap_or(num))?;
+        let limit = |name: &str| read(&disk.join("queue").join(name))?.parse::<u64>().ok();
+        let name = disk.file_name()?.to_str()?;
+        let is_virtual = name.starts_with("vd") || name.starts_with("xvd");
+        if !is_virtual && limit("rotational") == Some(1) {
+            return Some(ROTATIONAL);
+        }
+        Some(limit("minimum_io_size")?.min(ROTATIONAL))
+    }
+
     /// Where a partition begins on its disk, bytes; 0 for a disk.
     pub fn start(&self, num: DevNum) -> Option<u64> {
         match read(&self.dir(num)?.join("start")) {

@@ -94,8 +94,8 @@ pub enum SkipFree {
 /// How a snapshot is taken; for `snapshot create` and `backup`.
 #[derive(Args, Debug)]
 pub struct SnapshotArgs {
-    /// Where old data goes: file:PATH[,size=1G], PATH a directory or a new file on ext4 or XFS;
-    /// dev:PATH[,offset=..,size=..], a block device that nobody uses; mem:SIZE. Several are used side
+    /// Where old data goes: file:PATH[,size=1G], PATH a directory or a new file on ext4, XFS,
+    /// FAT or exFAT; dev:PATH[,offset=..,size=..], a block device that nobody uses; mem:SIZE. Several are used side
     /// by side. Default: a file on the origin's own file system or in /var/lib/bdsnap, 10 % of the
     /// origins.
     ///
@@ -123,6 +123,12 @@ pub struct SnapshotArgs {
     /// The unit that is copied; 4K is the only one for now.
     #[arg(long, value_name = "SIZE", default_value = "4K")]
     granule: String,
+    /// Copy so much around a write at once: 4K to 256K, or auto.
+    ///
+    /// More means fewer and larger reads where writes lie close together, and more to copy where they
+    /// don't. Auto: 64K on spinning disks, else 4K, or what is the least that a device reads at a time.
+    #[arg(long, value_name = "SIZE", default_value = "auto")]
+    run: String,
 }
 
 impl SnapshotArgs {
@@ -144,6 +150,19 @@ impl SnapshotArgs {
             .code("granule")
             .hint("4K is the only one for now"));
         }
+        let run = match self.run.as_str() {
+            "auto" => None,
+            text => {
+                let run = parse_size(text)?;
+                let sizes = smallest..=u64::from(bdsnap::abi::RUN_MAX);
+                if !run.is_power_of_two() || !sizes.contains(&run) {
+                    return Err(Error::usage(format!("{text} is no size of a run"))
+                        .code("run")
+                        .hint("a power of two from 4K to 256K, or auto"));
+                }
+                u32::try_from(run).ok()
+            }
+        };
         let store = self.store.iter().map(|s| s.parse());
         Ok(Request {
             devices: devices.to_vec(),
@@ -155,6 +174,7 @@ impl SnapshotArgs {
                 SkipFree::On => snapshot::SkipFree::On,
                 SkipFree::Off => snapshot::SkipFree::Off,
             },
+            run,
             hooks: self.hooks.clone(),
             hook_timeout: Some(Duration::from_secs(self.hook_timeout)),
         })
@@ -207,6 +227,14 @@ mod tests {
         assert_eq!(plain.skip_free, snapshot::SkipFree::Off);
         assert_eq!(request_of(&["--granule", "64K"]).unwrap_err(), 6);
         assert_eq!(request_of(&["--granule", "3"]).unwrap_err(), 2);
+        assert_eq!(plain.run, None);
+        let run_of = |run: &str| request_of(&["--run", run]).map(|r| r.run);
+        assert_eq!(run_of("auto"), Ok(None));
+        assert_eq!(run_of("4K"), Ok(Some(4096)));
+        assert_eq!(run_of("256K"), Ok(Some(262_144)));
+        for bad in ["2K", "12K", "512K", "x", ""] {
+            assert_eq!(run_of(bad), Err(2), "{bad}");
+        }
         assert_eq!(request_of(&["--store", "tape:1G"]).unwrap_err(), 2);
         assert_eq!(request_of(&["--store", "file:/x,size=1"]).unwrap_err(), 2);
         let two = ["--store", "file:/x", "--store", "mem:1G"];

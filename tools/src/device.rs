@@ -292,17 +292,19 @@ impl Control {
     }
 
     /// Adds a portion to a store for the next snapshot taken through this object: to `store`, or to a
-    /// new one for 0. `granule` in bytes, 0: the default, or the store's. Returns the handle and the
-    /// capacity of the store in bytes.
+    /// new one for 0. `granule` and `run` (what is copied together) in bytes, 0: the defaults, or the
+    /// store's. Returns the handle and the capacity of the store in bytes.
     pub fn store_add(
         &self,
         store: u64,
         granule: u32,
+        run: u32,
         portion: &Portion<'_>,
     ) -> CallResult<abi::StoreAdd> {
         let arg = abi::StoreAdd {
             store,
             granule,
+            run,
             ..Default::default()
         };
         self.add(arg, portion)

@@ -12,6 +12,8 @@ use rustix::fd::AsRawFd;
 use rustix::fd::BorrowedFd;
 use rustix::fd::FromRawFd;
 use rustix::fd::OwnedFd;
+use rustix::fs::FileType;
+use rustix::io::Errno;
 use rustix::io::Result;
 use rustix::ioctl::ioctl;
 use rustix::ioctl::opcode;
@@ -378,4 +380,32 @@ pub fn block_device_zero(device: impl AsFd, offset: u64, length: u64) -> Result<
             Setter::<BLKZEROOUT, [u64; 2]>::new([offset, length]),
         )
     }
+}
+
+/// `FIGETBSZ` (`linux/fs.h`, `do_vfs_ioctl()` of Linux' fs/ioctl.c): bytes in a block of the file system that
+/// `file` is on, the unit of [`file_blocks`]. EINVAL: it has none.
+pub fn file_block_size(file: impl AsFd) -> Result<u32> {
+    const FIGETBSZ: Opcode = opcode::none(0, 2);
+    // SAFETY: this ioctl, which the kernel answers itself for every file, writes one int.
+    unsafe { ioctl(file, Getter::<FIGETBSZ, u32>::new()) }
+}
+
+/// `FIBMAP` (`linux/fs.h`, `ioctl_fibmap()` of Linux' fs/ioctl.c; needs CAP_SYS_RAWIO) for each of `blocks`:
+/// fills in which block of the file system's device is under that of the regular file `file`, from block
+/// `first` of it on. The unit is [`file_block_size`]; 0 is a hole. EPERM; EINVAL: no regular file, or the file
+/// system can't tell; ERANGE: a number, of the file or of the device, that is no positive int.
+pub fn file_blocks(file: impl AsFd, first: u64, blocks: &mut [u32]) -> Result<()> {
+    const FIBMAP: Opcode = opcode::none(0, 1);
+    // Of other files this ioctl is whatever their driver takes it for.
+    let mode = rustix::fs::fstat(&file)?.st_mode;
+    if FileType::from_raw_mode(mode) != FileType::RegularFile {
+        return Err(Errno::INVAL);
+    }
+    for (number, block) in (first..).zip(blocks) {
+        let mut arg = i32::try_from(number).map_err(|_| Errno::RANGE)?;
+        // SAFETY: this ioctl, which the kernel answers itself for a regular file, reads and writes one int.
+        unsafe { ioctl(&file, Updater::<FIBMAP, i32>::new(&mut arg))? };
+        *block = u32::try_from(arg).map_err(|_| Errno::RANGE)?;
+    }
+    Ok(())
 }

@@ -61,6 +61,8 @@ pub struct Request {
     pub freeze: Vec<PathBuf>,
     /// Whether what is free in the origins' file systems is left out.
     pub skip_free: SkipFree,
+    /// Bytes that are copied together, a power of two; `None`: as fits the devices.
+    pub run: Option<u32>,
     /// Freeze nothing: the snapshot is what a power failure would leave.
     pub no_freeze: bool,
     /// A directory of hooks.
@@ -113,6 +115,17 @@ pub struct Created {
     pub warnings: Vec<String>,
 }
 
+/// What is copied together, bytes: what was asked for, or what the devices make of it: a power of two from
+/// the granule to [`abi::RUN_MAX`].
+fn run_size(sysfs: &Sysfs, devices: &[BlockDevice], asked: Option<u32>) -> u32 {
+    let largest = || devices.iter().filter_map(|d| sysfs.run_size(d.num)).max();
+    let size = asked.map_or_else(|| largest().unwrap_or(0), u64::from);
+    let size = size.clamp(abi::GRANULE_DEFAULT.into(), abi::RUN_MAX.into());
+    // (A power of two itself.)
+    let size = size.next_power_of_two() as u32;
+    size.min(abi::RUN_MAX)
+}
+
 /// Nanoseconds as milliseconds, to the microsecond.
 fn millis(nanoseconds: u64) -> f64 {
     (nanoseconds / 1000) as f64 / 1000.0
@@ -139,7 +152,7 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
     let stack = Stack::new(&sysfs, &targets.mounts, &devices);
     let materials = match request.store.as_slice() {
         [] => store::make_default(&targets.places(&stack), total)?,
-        specs => store::make(&sysfs, &targets.mounts, specs, total)?,
+        specs => store::make(&sysfs, &targets.mounts, specs, total, signals)?,
     };
     for material in &materials {
         stack.check_store(material)?;
@@ -155,7 +168,7 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
         );
     }
     let tracking = Tracking::start(control, &devices, 0)?;
-    let store = store::hand_over(control, materials)?;
+    let store = store::hand_over(control, materials, run_size(&sysfs, &devices, request.run))?;
     crate::freeze::write_back(&targets.opened);
     let order = stack.order();
     skip_free(control, &sysfs, &devices, &targets, request.skip_free)?;

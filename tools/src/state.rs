@@ -123,6 +123,8 @@ pub struct Snapshot {
     pub kept: bool,
     /// Bytes of a granule.
     pub granule: u32,
+    /// Bytes that are copied together; 0: its store is given back.
+    pub run: u32,
     /// Its versions.
     pub devices: Vec<Version>,
     /// Its store.
@@ -221,6 +223,7 @@ pub fn snapshots(control: &Control) -> Result<Vec<Snapshot>> {
             error: cause::code(info.cause),
             kept: info.kept != 0,
             granule: info.granule,
+            run: info.run,
             devices: versions.into_iter().map(Version::from).collect(),
             store: Store {
                 capacity: info.store_capacity,

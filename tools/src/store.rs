@@ -1,6 +1,7 @@
 //! Snapstores: what `--store` says, and what its portions are made of.
 
 mod file;
+mod generic;
 
 use crate::abi;
 use crate::blockdev::dev_num;
@@ -16,6 +17,7 @@ use crate::error::Kind;
 use crate::error::Result;
 use crate::freeze;
 use crate::mounts::Mount;
+use crate::signals::Signals;
 use crate::size::human;
 use crate::size::parse_size;
 pub use file::available;
@@ -247,17 +249,31 @@ impl Material {
 }
 
 /// Makes ready what `specs` describe, for `origins` bytes of origins. Nothing is left behind when it
-/// fails.
+/// fails, or when a signal ends it, as it may where a file has to be written from end to end.
 pub fn make(
     sysfs: &Sysfs,
     mounts: &[Mount],
     specs: &[StoreSpec],
     origins: u64,
+    signals: &Signals,
 ) -> Result<Vec<Material>> {
+    // Before anything is written.
+    for spec in specs {
+        if let StoreSpec::File {
+            path,
+            grow: Some(_),
+            ..
+        } = spec
+        {
+            file::check_growth(path)?;
+        }
+    }
     let unsized_files = |s: &&StoreSpec| matches!(s, StoreSpec::File { size: None, .. });
     let share = origins / (specs.iter().filter(unsized_files).count() as u64).max(1);
     let one = |spec: &StoreSpec| match spec {
-        StoreSpec::File { path, size, .. } => file::make(path, *size, share).map(Material::File),
+        StoreSpec::File { path, size, .. } => {
+            file::make(path, *size, share, signals).map(Material::File)
+        }
         StoreSpec::Memory { size } => Ok(Material::Memory { length: *size }),
         StoreSpec::Device { path, offset, size } => {
             let device = sysfs.resolve(path)?;
@@ -441,8 +457,9 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Gives all portions to the kernel, whose references are the only ones that remain.
-pub fn hand_over(control: &Control, mut materials: Vec<Material>) -> Result<Held<'_>> {
+/// Gives all portions to the kernel, whose references are the only ones that remain. `run`: bytes that are
+/// copied together.
+pub fn hand_over(control: &Control, mut materials: Vec<Material>, run: u32) -> Result<Held<'_>> {
     let mut held = Held {
         handle: 0,
         capacity: 0,
@@ -466,7 +483,7 @@ pub fn hand_over(control: &Control, mut materials: Vec<Material>) -> Result<Held
             },
             Material::Memory { length } => Portion::Memory { length: *length },
         };
-        let added = control.store_add(held.handle, abi::GRANULE_DEFAULT, &portion);
+        let added = control.store_add(held.handle, abi::GRANULE_DEFAULT, run, &portion);
         let added = added.map_err(|e| e.on(material.place()))?;
         (held.handle, held.capacity) = (added.store, added.capacity);
     }

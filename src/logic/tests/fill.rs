@@ -1,11 +1,20 @@
 //! Numbers of slots, and the choice of a lane.
 
+use bdsnap_logic::fill::edges;
 use bdsnap_logic::fill::emptiest;
 use bdsnap_logic::fill::place;
 use bdsnap_logic::fill::slot;
 use bdsnap_logic::fill::Fill;
+use bdsnap_logic::fill::Gap;
+use bdsnap_logic::fill::Returned;
 use bdsnap_logic::fill::PORTION_SLOTS;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+/// Remembers a few.
+fn new() -> Returned<Vec<Gap>> {
+    Returned::new(vec![Gap::default(); 32])
+}
 
 proptest! {
     /// A number is its portion and place, and no other's; numbers of one portion follow each other.
@@ -39,6 +48,67 @@ proptest! {
         }
         prop_assert!(lanes.iter().all(|l| l.used == l.total));
     }
+}
+
+proptest! {
+    /// What is cut off is zeros, and what is left has none at its ends.
+    #[test]
+    fn zeros_at_the_edges(zeros: u64, ones: u64, len in 1u64..=64) {
+        let zeros = zeros | ones;
+        let is_zero = |n: u64| (zeros >> n) & 1 == 1;
+        let (head, tail) = edges(zeros, len);
+        prop_assert!((0..head).all(is_zero));
+        prop_assert!((len - tail..len).all(is_zero));
+        if head < len {
+            prop_assert!(!is_zero(head) && !is_zero(len - tail - 1));
+        } else {
+            prop_assert_eq!((head, tail), (len, 0));
+        }
+    }
+
+    /// What is given back comes out again, each slot once, and no other.
+    #[test]
+    fn given_back(steps in prop::collection::vec((any::<bool>(), 0u64..200, 1u64..9, 1u64..5), 0..300)) {
+        let mut returned = new();
+        let mut inside = BTreeSet::new();
+        for (put, slot, len, least) in steps {
+            let slots = || slot..slot + len;
+            if put && slots().all(|s| !inside.contains(&s)) {
+                if returned.put(slot, len) {
+                    inside.extend(slots());
+                }
+            } else if let Some((first, got)) = returned.take(len, least) {
+                prop_assert!((1..=len).contains(&got));
+                for s in first..first + got {
+                    prop_assert!(inside.remove(&s), "{s} was not there");
+                }
+            }
+            prop_assert_eq!(returned.total(), inside.len() as u64);
+        }
+        // In runs as long as can be: then nothing is left.
+        while let Some((first, got)) = returned.take(u64::MAX, 1) {
+            prop_assert!(!inside.contains(&(first + got)), "the run goes on");
+            for s in first..first + got {
+                prop_assert!(inside.remove(&s));
+            }
+            prop_assert!(first == 0 || !inside.contains(&(first - 1)));
+        }
+        prop_assert!(inside.is_empty());
+    }
+}
+
+#[test]
+fn too_many_to_remember() {
+    let mut returned = new();
+    let kept = (0..1000).filter(|n| returned.put(n * 2, 1)).count() as u64;
+    assert!((10..1000).contains(&kept));
+    assert!(returned.is_crowded() && !new().is_crowded());
+    assert_eq!(returned.total(), kept);
+    // Between two of them there is always a place.
+    assert!(returned.put(1, 1));
+    assert_eq!(returned.total(), kept + 1);
+    assert_eq!(returned.take(9, 4), None);
+    assert_eq!(returned.take(9, 3), Some((0, 3)));
 }
 
 #[test]

@@ -28,13 +28,14 @@ fn a_state_is_left_only_by_its_events() {
     for state in STATES {
         let allowed: &[Event] = match state {
             State::Needed => &[Park, Exclude, Release],
-            State::Reading => &[ReadOk, ReadFailed, Abandon, NoRoom, Release],
+            State::Reading => &[ReadOk, ReadZeros, ReadFailed, Abandon, NoRoom, Release],
             State::Memory => &[StoreOk, StoreFailed, NoRoom, Release],
             State::Stored | State::Lost | State::NotKept => &[Release],
         };
         for event in [
             Park,
             ReadOk,
+            ReadZeros,
             ReadFailed,
             Abandon,
             StoreOk,

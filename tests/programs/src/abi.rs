@@ -109,7 +109,7 @@ pub const ORIGIN_INFO: u32 = 112;
 /// Bytes of struct bdsnap_snapshot_device.
 pub const SNAPSHOT_DEVICE: u32 = 80;
 /// Bytes of struct bdsnap_snapshot_info.
-pub const SNAPSHOT_INFO: u32 = 112;
+pub const SNAPSHOT_INFO: u32 = 120;
 /// Bytes of struct bdsnap_version_info.
 pub const VERSION_INFO: u32 = 160;
 /// Bytes of struct bdsnap_event.
@@ -166,8 +166,8 @@ pub mod at {
     pub const STORE_CAPACITY: usize = 64;
     /// STORE_ADD: cause
     pub const STORE_CAUSE: usize = 72;
-    /// STORE_ADD: reserved
-    pub const STORE_RESERVED: usize = 76;
+    /// STORE_ADD: run
+    pub const STORE_RUN: usize = 76;
     /// STORE_ADD: snapshot
     pub const STORE_SNAPSHOT: usize = 80;
     /// SNAPSHOT_CREATE, KEEP, DELETE, NOTE: id

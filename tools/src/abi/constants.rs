@@ -57,6 +57,8 @@ abi_constants! {
     GRANULE_DEFAULT = "BDSNAP_GRANULE_DEFAULT": u32 = 4096;
     /// The largest granule, bytes.
     GRANULE_MAX = "BDSNAP_GRANULE_MAX": u32 = 4096;
+    /// The most bytes that are copied together.
+    RUN_MAX = "BDSNAP_RUN_MAX": u32 = 262144;
     /// Where a time-out is given as 0.
     TIMEOUT_DEFAULT_MS = "BDSNAP_TIMEOUT_DEFAULT_MS": u32 = 10000;
     /// The longest time-out, milliseconds.

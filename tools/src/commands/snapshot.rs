@@ -104,6 +104,7 @@ fn print(snapshot: &Snapshot) {
         row(["error", snapshot.error.unwrap_or("none")]),
         row(["lives", kept]),
         row(["granule", &human(u64::from(snapshot.granule))]),
+        row(["run", &human(u64::from(snapshot.run))]),
         row(["store", &bar(&store)]),
         row(["", &outlook(&store)]),
     ]);

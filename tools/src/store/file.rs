@@ -1,9 +1,11 @@
 //! The file of a store.
 
+use super::generic;
 use super::MIN_SIZE;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
+use crate::signals::Signals;
 use crate::size::human;
 use rustix::fd::AsFd;
 use rustix::fs::FallocateFlags;
@@ -19,8 +21,12 @@ use std::path::PathBuf;
 const DEFAULT_MIN: u64 = 64 << 20;
 /// Where a store goes if the origins have no fit file system of their own.
 const DEFAULT_DIR: &str = "/var/lib/bdsnap";
+/// `MSDOS_SUPER_MAGIC` (`linux/magic.h`): "vfat" and "msdos".
+const FAT: u64 = 0x4d44;
+/// Files on FAT are smaller than this, bytes (`s_maxbytes` in `fat_fill_super()` of Linux' fs/fat/inode.c).
+const FAT_FILE_END: u64 = 1 << 32;
 
-/// A file made for a store: fallocated, written back, about to be handed to the kernel.
+/// A file made for a store: its blocks allocated, written back, about to be handed to the kernel.
 #[derive(Debug)]
 pub struct StoreFile {
     /// The file, open for reading and writing.
@@ -34,6 +40,37 @@ pub struct StoreFile {
 }
 
 impl StoreFile {
+    /// Makes an empty file named `name`, which nothing has yet, to get `size` bytes; messages call it
+    /// `place`. Errors of open(2), EEXIST among them.
+    pub(super) fn create(name: PathBuf, place: &Path, size: u64) -> rustix::io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let fd = rustix::fs::open(&name, flags | OFlags::CLOEXEC, mode)?;
+        Ok(StoreFile {
+            file: File::from(fd),
+            place: place.to_owned(),
+            size,
+            name: Some(name),
+        })
+    }
+
+    /// Makes an empty file without a name in `dir`, to get `size` bytes. Errors of open(2).
+    fn create_unnamed(dir: &Path, size: u64) -> rustix::io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(StoreFile {
+            file: File::from(fd),
+            place: dir.to_owned(),
+            size,
+            name: None,
+        })
+    }
+
+    /// Its name, as long as it has one, or else its place.
+    pub(super) fn path(&self) -> &Path {
+        self.name.as_deref().unwrap_or(&self.place)
+    }
+
     /// Takes its name away, if it has one; the open file keeps the blocks.
     pub fn unname(&mut self) -> Result<()> {
         match self.name.take() {
@@ -51,10 +88,23 @@ impl Drop for StoreFile {
     }
 }
 
+/// How the blocks of a file become a store's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    /// Not at all.
+    Unfit,
+    /// It is fallocated, and the kernel asks FIEMAP where it is.
+    Mapped,
+    /// It is written, and found again on the device: see [`generic`].
+    Generic,
+}
+
 /// What `fstatfs` says of a file system that matters here.
 struct FsInfo {
     name: &'static str,
-    fit: bool,
+    method: Method,
+    /// Where files end at the latest, bytes: all are smaller than that.
+    file_end: u64,
     size: u64,
     available: u64,
 }
@@ -62,23 +112,26 @@ struct FsInfo {
 /// Looks at the file system that `fd` is on.
 fn fs_info(fd: impl AsFd) -> Result<FsInfo> {
     let stat = rustix::fs::fstatfs(fd).map_err(|e| Error::io("can't look at a file system", e))?;
-    let (name, fit) = match stat.f_type as u64 & 0xffff_ffff {
-        0xef53 => ("ext4", true),
-        0x5846_5342 => ("xfs", true),
-        0x9123_683e => ("btrfs", false),
-        0x0102_1994 => ("tmpfs", false),
-        0x794c_7630 => ("overlayfs", false),
-        0x8584_58f6 => ("ramfs", false),
-        0x2fc1_2fc1 => ("zfs", false),
-        0x4d44 => ("vfat", false),
-        0x6969 => ("nfs", false),
-        0xf2f5_2010 => ("f2fs", false),
-        _ => ("this kind of file system", false),
+    let magic = stat.f_type as u64 & 0xffff_ffff;
+    let (name, method) = match magic {
+        0xef53 => ("ext4", Method::Mapped),
+        0x5846_5342 => ("xfs", Method::Mapped),
+        FAT => ("FAT", Method::Generic),
+        0x2011_bab0 => ("exFAT", Method::Generic),
+        0x9123_683e => ("btrfs", Method::Unfit),
+        0x0102_1994 => ("tmpfs", Method::Unfit),
+        0x794c_7630 => ("overlayfs", Method::Unfit),
+        0x8584_58f6 => ("ramfs", Method::Unfit),
+        0x2fc1_2fc1 => ("zfs", Method::Unfit),
+        0x6969 => ("nfs", Method::Unfit),
+        0xf2f5_2010 => ("f2fs", Method::Unfit),
+        _ => ("this kind of file system", Method::Unfit),
     };
     let unit = stat.f_bsize as u64;
     Ok(FsInfo {
         name,
-        fit,
+        method,
+        file_end: if magic == FAT { FAT_FILE_END } else { u64::MAX },
         size: stat.f_blocks.saturating_mul(unit),
         available: stat.f_bavail.saturating_mul(unit),
     })
@@ -120,21 +173,46 @@ pub fn available(dir: &Path) -> Result<u64> {
 /// Looks at the file system of `dir`. It is an error if that is of no use for a store.
 fn fit_info(dir: &Path) -> Result<FsInfo> {
     let info = fs_info(open_dir(dir)?)?;
-    if info.fit {
+    if info.method != Method::Unfit {
         return Ok(info);
     }
-    Err(Error::unsupported(format!(
+    Err(unfit(format!(
         "store: {} is on {}, whose blocks can't serve as a store",
         dir.display(),
         info.name
     ))
-    .code("store-filesystem")
     .hint("put the store on ext4 or XFS: --store file:PATH"))
 }
 
+/// The file system is of no use for this.
+fn unfit(message: String) -> Error {
+    Error::unsupported(message).code("store-filesystem")
+}
+
+/// It is an error if a store at `path`, a directory or a new file, can't get portions while its snapshot
+/// lives: where they have to be written from end to end, that takes too long.
+pub fn check_growth(path: &Path) -> Result<()> {
+    let dir = directory(path);
+    let info = fs_info(open_dir(dir)?)?;
+    match info.method {
+        Method::Generic => Err(cant_grow(dir, &info)),
+        Method::Mapped | Method::Unfit => Ok(()),
+    }
+}
+
+fn cant_grow(dir: &Path, info: &FsInfo) -> Error {
+    unfit(format!(
+        "store: {}: a store on {} can't grow: give it its whole size",
+        dir.display(),
+        info.name
+    ))
+    .hint("leave the limit out, or put the store on ext4 or XFS: --store file:PATH")
+}
+
 /// Makes a file of `size` bytes at `path`, a directory or a new file; [`None`]: as large as
-/// [`default_size`] says for `origins` bytes of origins. Nothing is left behind when it fails.
-pub fn make(path: &Path, size: Option<u64>, origins: u64) -> Result<StoreFile> {
+/// [`default_size`] says for `origins` bytes of origins. Nothing is left behind when it fails, or when a
+/// signal ends it, as it may where a file has to be written.
+pub fn make(path: &Path, size: Option<u64>, origins: u64, signals: &Signals) -> Result<StoreFile> {
     let shown = path.display();
     match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => {}
@@ -147,14 +225,29 @@ pub fn make(path: &Path, size: Option<u64>, origins: u64) -> Result<StoreFile> {
         Err(e) => return Err(Error::io(format!("store: {shown}"), e)),
     }
     let info = fit_info(directory(path))?;
+    make_on(path, size, origins, &info, signals)
+}
+
+/// The same, on the file system that `info` is about.
+fn make_on(
+    path: &Path,
+    size: Option<u64>,
+    origins: u64,
+    info: &FsInfo,
+    signals: &Signals,
+) -> Result<StoreFile> {
     let size = match size {
         Some(size) => size,
         None => default_size(origins, info.size, info.available)
-            .ok_or_else(|| no_space(path, DEFAULT_MIN.min(origins), info.available))?,
+            .ok_or_else(|| no_space(path, DEFAULT_MIN.min(origins), info.available))?
+            .min(info.file_end - MIN_SIZE),
     };
-    let store = allocate(path, size, &info)?;
+    let store = match info.method {
+        Method::Generic => write(path, size, info, signals)?,
+        Method::Mapped | Method::Unfit => allocate(path, size, info)?,
+    };
     let synced = store.file.sync_all();
-    synced.map_err(|e| Error::io(format!("store: can't write back {shown}"), e))?;
+    synced.map_err(|e| Error::io(format!("store: can't write back {}", path.display()), e))?;
     Ok(store)
 }
 
@@ -162,38 +255,44 @@ pub fn make(path: &Path, size: Option<u64>, origins: u64) -> Result<StoreFile> {
 /// the store's origin is that disk, that may need the room that this is to bring.
 pub fn make_unsynced(dir: &Path, size: u64) -> Result<StoreFile> {
     let info = fit_info(dir)?;
+    if info.method == Method::Generic {
+        return Err(cant_grow(dir, &info));
+    }
     allocate(dir, size, &info)
+}
+
+/// Writes a file of `size` bytes at `path`, a directory or a new file, on the file system that `info` is
+/// about, if there is room for it.
+fn write(path: &Path, size: u64, info: &FsInfo, signals: &Signals) -> Result<StoreFile> {
+    if size >= info.file_end {
+        return Err(unfit(format!(
+            "store: {}: files on {} end at {}",
+            path.display(),
+            info.name,
+            human(info.file_end)
+        ))
+        .hint("give a smaller size, or several places: repeat --store"));
+    }
+    if size > info.available {
+        return Err(no_space(path, size, info.available));
+    }
+    generic::make(path, size, info.available, signals)
 }
 
 /// Makes a file of `size` bytes at `path`, a directory or a new file, on the file system that `info` is
 /// about.
 fn allocate(path: &Path, size: u64, info: &FsInfo) -> Result<StoreFile> {
     let shown = path.display();
-    let is_dir = path.is_dir();
-    let base = OFlags::RDWR | OFlags::CLOEXEC;
-    let mode = Mode::RUSR | Mode::WUSR;
-    let opened = if is_dir {
-        rustix::fs::open(path, base | OFlags::TMPFILE, mode)
+    let created = if path.is_dir() {
+        StoreFile::create_unnamed(path, size)
     } else {
-        rustix::fs::open(
-            path,
-            base | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW,
-            mode,
-        )
+        StoreFile::create(path.to_owned(), path, size)
     };
-    let fd = opened.map_err(|e| Error::io(format!("store: can't make a file at {shown}"), e))?;
-    let store = StoreFile {
-        file: File::from(fd),
-        place: path.to_owned(),
-        size,
-        name: (!is_dir).then(|| path.to_owned()),
-    };
+    let store =
+        created.map_err(|e| Error::io(format!("store: can't make a file at {shown}"), e))?;
     rustix::fs::fallocate(&store.file, FallocateFlags::empty(), 0, size).map_err(|e| match e {
         Errno::NOSPC | Errno::FBIG => no_space(path, size, info.available),
-        Errno::OPNOTSUPP => {
-            Error::unsupported(format!("store: {shown}: fallocate is not supported"))
-                .code("store-filesystem")
-        }
+        Errno::OPNOTSUPP => unfit(format!("store: {shown}: fallocate is not supported")),
         e => Error::io(
             format!("store: can't allocate {} at {shown}", human(size)),
             e,
@@ -202,7 +301,7 @@ fn allocate(path: &Path, size: u64, info: &FsInfo) -> Result<StoreFile> {
     Ok(store)
 }
 
-fn no_space(path: &Path, size: u64, available: u64) -> Error {
+pub(super) fn no_space(path: &Path, size: u64, available: u64) -> Error {
     Error::new(
         Kind::Failed,
         format!(
@@ -218,11 +317,11 @@ fn no_space(path: &Path, size: u64, available: u64) -> Error {
 
 /// Makes a store in a sensible place: on one of `own` (mount points of the origins' own file
 /// systems) where that is ext4 or XFS, the one with the most space free first, or else in
-/// /var/lib/bdsnap.
+/// /var/lib/bdsnap. A file that would have to be written is only made where that is asked for.
 pub fn make_default(own: &[PathBuf], origins: u64) -> Result<StoreFile> {
     let free = |path: &PathBuf| {
         let info = open_dir(path).and_then(|fd| fs_info(&fd)).ok()?;
-        info.fit.then_some((info.available, path.clone()))
+        (info.method == Method::Mapped).then_some((info.available, path.clone()))
     };
     let mut places: Vec<(u64, PathBuf)> = own.iter().filter_map(free).collect();
     places.sort();
@@ -233,7 +332,16 @@ pub fn make_default(own: &[PathBuf], origins: u64) -> Result<StoreFile> {
         PathBuf::from(DEFAULT_DIR)
     });
     for path in places.into_iter().rev().map(|(_, path)| path).chain(common) {
-        match make(&path, None, origins) {
+        let made = fit_info(&path).and_then(|info| match info.method {
+            Method::Mapped => make_on(&path, None, origins, &info, &Signals::inert()),
+            Method::Generic | Method::Unfit => Err(unfit(format!(
+                "store: {} is on {}, where none is put unasked",
+                path.display(),
+                info.name
+            ))
+            .hint("say where it shall be: --store file:PATH")),
+        });
+        match made {
             Ok(store) => return Ok(store),
             Err(e) => last = Some(e),
         }
@@ -264,7 +372,8 @@ mod tests {
     #[test]
     fn bad_places() {
         let exists = tempfile::NamedTempFile::new().unwrap();
-        let made = |path: &str| make(Path::new(path), Some(MIN_SIZE), 0).unwrap_err();
+        let made =
+            |path: &str| make(Path::new(path), Some(MIN_SIZE), 0, &Signals::inert()).unwrap_err();
         assert_eq!(made(exists.path().to_str().unwrap()).code, "store-exists");
         assert_eq!(made("/nonexistent/x/y").kind.exit_code(), 8);
         assert_eq!(made("/proc").kind.exit_code(), 6);

@@ -64,6 +64,22 @@ pub fn fill(lanes: &[(u64, u64)], portion: usize, at: u64) -> Option<(usize, u64
 }
 
 #[inline(never)]
+pub fn returned(steps: &[(bool, u64, u64)], zeros: u64) -> (u64, u64) {
+    let mut list = [fill::Gap::default(); 8];
+    let mut returned = fill::Returned::new(list.as_mut_slice());
+    let mut got = 0u64;
+    for &(put, slot, len) in steps {
+        if put {
+            returned.put(slot, len);
+        } else if !returned.is_crowded() {
+            got ^= returned.take(len, slot).map_or(0, |(_, len)| len);
+        }
+    }
+    let (head, tail) = fill::edges(zeros, got);
+    (head ^ tail, returned.total())
+}
+
+#[inline(never)]
 pub fn stretch(
     fill: fill::Fill,
     growth: stretch::Growth,

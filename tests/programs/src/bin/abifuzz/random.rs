@@ -143,7 +143,10 @@ impl Fuzz<'_> {
             abi::UNTRACK => a.dev(dev).u32(at::FLAGS, self.rng.below(2) as u32),
             abi::LIST_ORIGINS | abi::LIST_SNAPSHOTS => a
                 .u32(at::LIST_COUNT, self.rng.below(8) as u32)
-                .u32(at::LIST_ITEM, self.rng.pick(&[8, 80, 112, 152, 256]))
+                .u32(
+                    at::LIST_ITEM,
+                    self.rng.pick(&[8, 80, 112, 120, 152, 160, 256]),
+                )
                 .u64(at::LIST_BUFFER, p),
             abi::LIST_VERSIONS => a
                 .u32(at::LIST_COUNT, self.rng.below(8) as u32)

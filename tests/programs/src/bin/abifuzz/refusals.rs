@@ -281,11 +281,7 @@ impl Checks {
             let what = format!("kind {kind}");
             self.expect(&what, &good.clone().u32(at::STORE_KIND, kind), &[EINVAL]);
         }
-        for (what, field) in [
-            ("major", at::STORE_MAJOR),
-            ("minor", at::STORE_MINOR),
-            ("reserved", at::STORE_RESERVED),
-        ] {
+        for (what, field) in [("major", at::STORE_MAJOR), ("minor", at::STORE_MINOR)] {
             let what = format!("a file with {what} 1");
             self.expect(&what, &good.clone().u32(field, 1), &[EINVAL]);
         }
@@ -319,6 +315,13 @@ impl Checks {
             self.expect(
                 &format!("granule {bad}"),
                 &good.clone().u32(at::STORE_GRANULE, bad),
+                &[EINVAL],
+            );
+        }
+        for bad in [1, 512, 2048, 12288, 524288, u32::MAX] {
+            self.expect(
+                &format!("run {bad}"),
+                &good.clone().u32(at::STORE_RUN, bad),
                 &[EINVAL],
             );
         }
