@@ -423,6 +423,7 @@ impl Chain {
             let idle = self.pool.as_ref().is_some_and(|p| !p.is_busy());
             if idle {
                 self.pool = None;
+                self.has_bad = false;
                 for list in [&mut self.starts, &mut self.stores, &mut self.spare] {
                     *list = KVec::new();
                 }
@@ -520,31 +521,40 @@ impl Chain {
         blocked
     }
 
-    /// Gives up a version that needs more of a long span than its store can get: to find out that much of
+    /// Gives up versions that need more of a long span than their stores can get: to find out that much of
     /// that is zeros would hold up a discard for too long. Once for each write: it looks at all of it.
     pub(super) fn give_up_for(&self, span: Span<Granules>) {
         if span.len() <= LONG {
             return;
         }
+        // One at a time: then others may need what it needed.
+        while let Some(version) = self.overwhelmed(span) {
+            version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
+        }
+    }
+
+    /// The version that needs the beginning of a span, if it needs more of it than its store can get.
+    fn overwhelmed(&self, span: Span<Granules>) -> Option<&Arc<Version>> {
         let (mut at, mut needed) = (span.start(), 0);
         let mut whose: Option<(usize, u64)> = None;
-        while let Some(rest) = Span::new(at, span.end()).filter(|s| !s.is_empty()) {
+        for _ in 0..LONG {
+            let rest = Span::new(at, span.end()).filter(|s| !s.is_empty())?;
             let (need, upto) = self.need_run(rest);
             if let Need::Copy(index) = need {
-                let Some(version) = self.links.get(index).map(|l| &l.version) else {
-                    return;
-                };
+                let version = self.links.get(index).map(|l| &l.version)?;
                 let room = || version.store().map_or(0, |s| s.slots_left());
                 let (first, room) = *whose.get_or_insert_with(|| (index, room()));
                 if first == index {
                     needed += upto.saturating_sub(at);
-                }
-                if first == index && needed > room {
-                    return version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
+                    if needed > room {
+                        return Some(version);
+                    }
                 }
             }
             at = upto;
         }
+        // It is in so many pieces that this would take too long.
+        None
     }
 
     /// What is copied with the granules `own`, which the version `index` needs: as far as it needs them,
@@ -585,7 +595,7 @@ impl Chain {
     /// Begins to copy granules from `from` on, at most up to `upto` but for what is copied with them,
     /// for the version `index`.
     fn copy(&mut self, index: usize, from: u64, upto: u64, urgent: bool) -> Attempt {
-        if self.dry && !urgent {
+        if self.dry && !urgent || self.soon {
             // It has just been asked for.
             return Attempt::NoRun;
         }
@@ -626,28 +636,36 @@ impl Chain {
             version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
             return Attempt::Failed;
         };
-        let (slot, len) = match store.take(want, urgent, self.hurried > 0) {
+        let (slot, len) = match store.take(want, urgent, self.hurried > 0, &version.short_since) {
             Taken::Slots(slot, len) => (slot, len),
-            Taken::Later => {
+            none => {
                 pool.give(run);
-                self.dry = true;
+                // It came from there, so there is room.
+                let _ = pool.stock.nodes.push_within_capacity(node);
+                match none {
+                    Taken::Later => self.dry = true,
+                    Taken::Soon => self.soon = true,
+                    Taken::Slots(..) | Taken::Full => {
+                        version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
+                        return Attempt::Failed;
+                    }
+                }
                 return Attempt::NoRun;
-            }
-            Taken::Soon => {
-                pool.give(run);
-                self.soon = true;
-                return Attempt::NoRun;
-            }
-            Taken::Full => {
-                pool.give(run);
-                version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
-                return Attempt::Failed;
             }
         };
+        // What lies around the write is only read for a write that waits for it: so that nothing is being
+        // read of what nobody holds when a cut is made.
+        let (from, used) = if from + len > own.start() {
+            (from, len)
+        } else {
+            (own.start(), len.min(own.len()))
+        };
+        store.give_back(slot + used, len - used);
+        store.was_read(len - used);
         let Some(job) = pool.jobs.get_mut(run.index()) else {
             return Attempt::NoRun;
         };
-        let span = Span::of_len(from, len).unwrap_or(Span::EMPTY);
+        let span = Span::of_len(from, used).unwrap_or(Span::EMPTY);
         link.record(node, span, Place::Reading);
         version.job_begins();
         let sectors = version.sectors_of(span);

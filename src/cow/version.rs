@@ -67,6 +67,8 @@ pub(crate) struct Version {
     not_kept: AtomicU64,
     /// Copies on their way.
     jobs: AtomicU64,
+    /// Since when its writes find no room in its store, nanoseconds; 0: they do. Under its chain's lock.
+    pub(super) short_since: AtomicU64,
 }
 
 impl Version {
@@ -100,6 +102,7 @@ impl Version {
             lost: AtomicU64::new(0),
             not_kept: AtomicU64::new(0),
             jobs: AtomicU64::new(0),
+            short_since: AtomicU64::new(0),
         })
     }
 

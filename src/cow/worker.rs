@@ -34,6 +34,7 @@ use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use bdsnap_logic::units::SECTOR_SHIFT;
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::rbtree::RBTreeNode;
 use kernel::sync::rcu;
@@ -47,6 +48,8 @@ pub(crate) fn work(tracker: &Arc<Tracker>) {
     chain.restock();
     if chain.waiting.is_empty() {
         chain.progress = time::monotonic_ns();
+        let versions = chain.links.iter().map(|link| &link.version);
+        versions.for_each(|version| version.short_since.store(0, Ordering::Relaxed));
     }
     for run in tracker.done.take_all() {
         chain.progress = time::monotonic_ns();
@@ -271,6 +274,7 @@ impl Chain {
             Phase::Read if job.span != job.own && !job.own.is_empty() => {
                 self.only_own(run, job);
             }
+            Phase::Read if job.span.len() == 1 => self.was_read(tracker, run, job, 1),
             Phase::Read => {
                 job.phase = Phase::Salvage { at: 0, bad: 0 };
                 self.salvage(run, job, 0);

@@ -22,6 +22,8 @@ pub struct Rate {
     since: u64,
     /// Slots used in it.
     taken: u64,
+    /// Slots of earlier windows that were not used after all: so many of the next don't count.
+    undone: u64,
     /// Slots a second, as of its begin.
     rate: u64,
 }
@@ -32,11 +34,14 @@ impl Rate {
         if self.since == 0 {
             self.since = now;
         }
-        self.taken = self.taken.saturating_add(slots);
+        let slots_left = slots.saturating_sub(self.undone);
+        self.undone = self.undone.saturating_sub(slots);
+        self.taken = self.taken.saturating_add(slots_left);
         if now.saturating_sub(self.since) >= WINDOW {
             *self = Self {
                 since: now,
                 taken: 0,
+                undone: self.undone,
                 rate: self.at(now),
             };
         }
@@ -44,6 +49,7 @@ impl Rate {
 
     /// Takes note that `slots` of those that have been taken were not used after all.
     pub fn undo(&mut self, slots: u64) {
+        self.undone = self.undone.saturating_add(slots.saturating_sub(self.taken));
         self.taken = self.taken.saturating_sub(slots);
     }
 

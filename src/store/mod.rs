@@ -31,6 +31,7 @@ use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use bdsnap_logic::units::SECTOR_SHIFT;
 use core::sync::atomic::AtomicBool;
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering;
 use kernel::new_spinlock;
@@ -145,14 +146,14 @@ struct Shelf {
     limit: u64,
     /// See [`Policy`].
     hold_ms: u32,
-    /// Since when somebody waits for a portion; None: nobody does.
-    waiting: Option<u64>,
+    /// Whether somebody waits for a portion.
+    is_waited_for: bool,
+    /// When the last portion came.
+    added: u64,
     /// When it was told that it is low; 0: never.
     told: u64,
     /// Slots taken for what is still being read: it may be zeros.
     unread: u64,
-    /// Since when it is full but for those; None: it isn't.
-    full_since: Option<u64>,
 }
 
 /// What came of asking a store for slots.
@@ -213,10 +214,10 @@ impl Store {
             taken: 0,
             limit: 0,
             hold_ms: 0,
-            waiting: None,
+            is_waited_for: false,
+            added: 0,
             told: 0,
             unread: 0,
-            full_since: None,
         };
         Arc::pin_init(
             pin_init!(Self {
@@ -316,7 +317,8 @@ impl Store {
         // (The last place for a portion is taken.)
         let is_last = index + 1 >= self.portions.len();
         shelf.growth.room = if is_last { 0 } else { worth_it(room, shift) };
-        shelf.waiting = None;
+        shelf.is_waited_for = false;
+        shelf.added = time::monotonic_ns();
         shelf.told = 0;
         drop(shelf);
         self.count.store(index + 1, Ordering::Release);
@@ -347,8 +349,13 @@ impl Store {
 
     /// How many granules to copy together: the run size, or one where there is little room left.
     pub(crate) fn run(&self) -> u64 {
-        let is_scarce = |fill: Fill| fill.used > fill.total / 4 * 3;
-        if self.run == 1 || is_scarce(self.fill()) {
+        if self.run == 1 {
+            return 1;
+        }
+        let shelf = self.shelf.lock();
+        let fill = shelf.fill();
+        let usable = fill.total.saturating_sub(shelf.growth.reserve(fill.total));
+        if fill.used > usable / 4 * 3 {
             1
         } else {
             self.run
@@ -386,7 +393,7 @@ impl Store {
             wanted: wanted << shift,
             rate: rate << shift,
             seconds: growth.seconds_left(fill, rate),
-            is_waited_for: shelf.waiting.is_some(),
+            is_waited_for: shelf.is_waited_for,
             hold_ms: shelf.hold_ms,
         }
     }
@@ -396,6 +403,7 @@ impl Store {
         let shelf = self.shelf.lock();
         let fill = shelf.fill();
         let free = fill.total.saturating_sub(fill.used);
+        let free = free.saturating_add(shelf.unread);
         free.saturating_add(shelf.growth.room)
     }
 
@@ -418,35 +426,42 @@ impl Store {
     }
 
     /// Takes up to `want` slots that lie side by side. `urgent`: also those that are kept back;
-    /// `hurried`: this can't wait for more.
-    pub(crate) fn take(&self, want: u64, urgent: bool, hurried: bool) -> Taken {
+    /// `hurried`: this can't wait for more. `since`: the caller's own, for this store only: since when it
+    /// gets none for writes that are not urgent, 0: it does.
+    pub(crate) fn take(&self, want: u64, urgent: bool, hurried: bool, since: &AtomicU64) -> Taken {
         let now = time::monotonic_ns();
         let mut guard = self.shelf.lock();
         let shelf = &mut *guard;
         let fill = shelf.fill();
-        let patient = !hurried && shelf.is_patient(now);
+        let short_since = match since.load(Ordering::Relaxed) {
+            0 => now,
+            since => since,
+        };
+        let patient = !hurried && shelf.is_patient(short_since, now);
         let reserve = shelf.growth.reserve(fill.total);
         let taken = match stretch::room(fill, reserve, urgent, patient) {
             Room::Some(most) => match self.take_from(&mut shelf.lanes, want.min(most)) {
                 Some((slot, len)) => {
                     shelf.rate.add(now, len);
                     shelf.unread = shelf.unread.saturating_add(len);
-                    shelf.full_since = None;
-                    if patient && !urgent {
-                        // (Patience that has come to an end comes back with a portion only.)
-                        shelf.waiting = None;
+                    if !urgent && patient {
+                        // (Patience that has come to an end comes back with a portion, or when nothing
+                        // waits any more.)
+                        since.store(0, Ordering::Relaxed);
+                        shelf.is_waited_for = false;
                     }
                     Taken::Slots(slot, len)
                 }
                 None => Taken::Full,
             },
             Room::Later => {
-                shelf.waiting = shelf.waiting.or(Some(now));
+                since.store(short_since, Ordering::Relaxed);
+                shelf.is_waited_for = true;
                 Taken::Later
             }
             Room::Full => {
-                let since = *shelf.full_since.get_or_insert(now);
-                if shelf.unread > 0 && now.saturating_sub(since) < UNREAD_NS {
+                if shelf.unread > 0 && now.saturating_sub(short_since) < UNREAD_NS {
+                    since.store(short_since, Ordering::Relaxed);
                     Taken::Soon
                 } else {
                     Taken::Full
@@ -564,12 +579,12 @@ impl Shelf {
         sum
     }
 
-    /// Whether a write may wait for a portion (any longer).
-    fn is_patient(&self, now: u64) -> bool {
+    /// Whether a write that has found no room since `since` may wait for a portion (any longer).
+    fn is_patient(&self, since: u64, now: u64) -> bool {
         let hold = u64::from(self.hold_ms) * MS;
         let comes = self.growth.may_grow() && SERVED.load(Ordering::Relaxed);
         let limit = if comes { hold.max(PORTION_NS) } else { hold };
-        let waited = self.waiting.map_or(0, |since| now.saturating_sub(since));
+        let waited = now.saturating_sub(since.max(self.added));
         waited < limit
     }
 }

@@ -136,8 +136,6 @@ impl Portion {
         let mut extents = if has_fiemap {
             read_extents(buffer, pinned.fiemap(len, buffer, room)?)?
         } else {
-            // What its page cache has of blocks that belonged to directories may not come after us.
-            device.sync()?;
             ask_extents(&pinned, len, room)?
         };
         let mapped = extents.len() as u32;

@@ -35,6 +35,25 @@ fn a_rate_is_measured_and_fades() {
 }
 
 #[test]
+fn what_is_given_back_is_no_rate() {
+    // All is given back, but late: a window later than it was taken.
+    let mut rate = Rate::default();
+    let (step, slots) = (SECOND / 100, 1000);
+    let mut late = 0;
+    for n in 1..4000 {
+        rate.add(n * step, slots);
+        if n > 10 {
+            rate.undo(slots);
+        } else {
+            late += slots;
+        }
+    }
+    assert!(late > 0);
+    // Only what is still out counts, and that was long ago.
+    assert!(rate.at(4000 * step) <= slots, "{rate:?}");
+}
+
+#[test]
 fn a_burst_is_known_at_once() {
     let mut rate = rate_of((1..=100).map(|t| t * SECOND), 1);
     let before = rate.at(100 * SECOND);
