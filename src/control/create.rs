@@ -741,8 +741,12 @@ impl Plan {
             // The next one is closed only when nothing of this one's is left: what is let go here
             // may still have to pass there, and so may what goes to its stores.
             let alone = self.order.len() == n + 1;
+            // What is read for a version after the cut could be newer than it.
+            let is_read = || !candidate.tracker.lock_chain().is_reading();
             if !deadline.wait_until(|| {
-                candidate.tracker.inflight.is_drained() && (alone || candidate.tracker.is_idle())
+                candidate.tracker.inflight.is_drained()
+                    && is_read()
+                    && (alone || candidate.tracker.is_idle())
             }) {
                 let cause = abi::BDSNAP_CAUSE_DRAIN_TIMEOUT;
                 return Err(Refused::new(ETIMEDOUT, cause).of(index));

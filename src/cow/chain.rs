@@ -248,6 +248,12 @@ impl Pool {
         self.small.is_empty() && self.large.is_empty()
     }
 
+    /// Whether any copy is being read.
+    fn is_reading(&self) -> bool {
+        let is_read = |job: &Job| !matches!(job.phase, Phase::Write);
+        self.jobs.iter().flatten().any(is_read)
+    }
+
     /// Whether any copy is on its way.
     pub(super) fn is_busy(&self) -> bool {
         self.jobs.iter().any(Option::is_some)
@@ -395,6 +401,11 @@ impl Chain {
     /// Whether no version lives: what there is has failed, or is being deleted.
     pub(crate) fn is_dead(&self) -> bool {
         !self.links.iter().any(|l| l.version.is_live())
+    }
+
+    /// Whether anything is being read for a version.
+    pub(crate) fn is_reading(&self) -> bool {
+        self.pool.as_ref().is_some_and(Pool::is_reading)
     }
 
     /// Makes room for one more version, so that [`Chain::push`] can't fail. ENOMEM. May sleep.
