@@ -20,7 +20,16 @@ step "an $FS with a file of $MIB MiB in use, and as much in free space that was 
 mkfs.$FS -q $DISK
 mount $DISK /data
 dd if=/dev/urandom bs=1M count=64 status=none >$W/block
-fill() { local i; for ((i = 0; i < MIB; i += 64)); do { echo "$2 $i"; tail -c +33 $W/block; } | head -c 64M; done | dd of="$1" bs=1M conv=notrunc iflag=fullblock status=none; }
+# fill FILE NAME: 64 MiB at a time, each with its own beginning
+fill() {
+	local i
+	cp $W/block "$W/$2"
+	for ((i = 0; i < MIB; i += 64)); do
+		printf '%-31s\n' "$2 $i" | dd of="$W/$2" bs=32 conv=notrunc status=none
+		dd if="$W/$2" of="$1" bs=4M seek=$((i / 4)) conv=notrunc status=none
+	done
+	rm "$W/$2"
+}
 fill /data/file first
 fill /data/gone old
 sync -f /data
