@@ -229,8 +229,8 @@ struct bdsnap_origin_info {
  *
  * FILE: the blocks of a file. It must be regular, opened for writing,
  * allocated without holes, on ext4 or XFS (data on one plain device), or on
- * vfat or exfat, which have no FIEMAP: there the kernel asks block by block
- * (bmap), and leaves the buffer alone. It is
+ * vfat or exfat, which have no FIEMAP: there the kernel asks cluster by
+ * cluster (bmap), and leaves the buffer alone. It is
  * pinned: S_SWAPFILE is set on its inode, so it can't be truncated, moved,
  * reflinked or unlinked while it serves. The kernel keeps a reference: unlink
  * it before (or use O_TMPFILE), and its blocks are free when it has served.

@@ -156,7 +156,8 @@ impl PinnedFile {
 
     /// The mapping of a file system without FIEMAP that consists of clusters, from byte `from` to byte
     /// `upto`, which are in whole clusters but for the end: where on the device that begins, and how many
-    /// bytes of it lie side by side. ENODATA: a hole; EOPNOTSUPP: it can't be asked; EINTR: a fatal signal; EINVAL. Sleeps.
+    /// bytes of it lie side by side. ENODATA: a hole; EOPNOTSUPP: it can't be asked; EINTR: a fatal signal;
+    /// EINVAL. Sleeps.
     pub(crate) fn run(&self, from: u64, upto: u64) -> Result<(u64, u64)> {
         let (mut start, mut len) = (0, 0);
         // SAFETY: The inode is valid as long as the file.

@@ -29,7 +29,7 @@ const LABELS: u64 = 1 << 20;
 /// File systems whose files may be used by their blocks.
 const FILE_SYSTEMS: [&CStr; 2] = [c"ext4", c"xfs"];
 
-/// The same, but they have no FIEMAP, and are asked block by block.
+/// The same, but they have no FIEMAP, and are asked cluster by cluster.
 const WITHOUT_FIEMAP: [&CStr; 3] = [c"vfat", c"msdos", c"exfat"];
 
 /// The sectors that a portion takes. Whoever keeps it knows for how long: the store of a snapshot that

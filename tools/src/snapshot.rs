@@ -121,9 +121,8 @@ fn run_size(sysfs: &Sysfs, devices: &[BlockDevice], asked: Option<u32>) -> u32 {
     let largest = || devices.iter().filter_map(|d| sysfs.run_size(d.num)).max();
     let size = asked.map_or_else(|| largest().unwrap_or(0), u64::from);
     let size = size.clamp(abi::GRANULE_DEFAULT.into(), abi::RUN_MAX.into());
-    // (A power of two itself.)
-    let size = size.next_power_of_two() as u32;
-    size.min(abi::RUN_MAX)
+    // (The largest is a power of two itself.)
+    size.next_power_of_two() as u32
 }
 
 /// Nanoseconds as milliseconds, to the microsecond.
