@@ -16,11 +16,12 @@
 //! 1. `Registry::state`: all that ioctls do. Held while sleeping, for I/O too.
 //! 2. A disk's `open_mutex`, inode and super block locks: taken by the kernel functions that are
 //!    called under 1. (`Shown::open` runs under `open_mutex` and takes nothing.)
+//!    So does who drops the last reference to a store.
 //! 3. `Tracker::chain`, one tracker's at a time: where the data of its versions is. Held while
 //!    allocating without I/O, never while waiting for I/O.
 //! 4. `Map::clock`: the numbers of a change map. Held for a pass over the map at most.
 //! 5. `Events::ring`: for a few instructions.
-//! 6. `Tracker::arrivals`, `Store::next`: spin locks, for a few instructions.
+//! 6. `Tracker::arrivals`, `Store::shelf`: spin locks, for a few instructions.
 //!
 //! The hook takes RCU and 6 only, what watches disks and requests RCU alone. Completions take RCU and no lock.
 //!

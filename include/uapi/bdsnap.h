@@ -47,8 +47,9 @@
 #define BDSNAP_MAX_LANES		16u	/* devices in one store, memory is one: ENOSPC */
 #define BDSNAP_MAX_NOTE			4096u	/* bytes in the note of a snapshot */
 #define BDSNAP_MAX_MEMORY		(1ull << 39)	/* bytes in one portion */
-#define BDSNAP_FREE_UNIT		65536u	/* bytes; free space counts in such, whole and aligned */
-#define BDSNAP_MAX_RANGES		65536u	/* ranges in one MARK */
+#define BDSNAP_FREE_UNIT		65536u	/* bytes; free space, and what an increment needs, counts in
+						   such, whole and aligned */
+#define BDSNAP_MAX_RANGES		65536u	/* ranges in one MARK, FREE or SNAPSHOT_RELEASE */
 #define BDSNAP_BLOCK_SIZE_MIN		4096u	/* CBT block, a power of two */
 #define BDSNAP_BLOCK_SIZE_DEFAULT	65536u
 #define BDSNAP_BLOCK_SIZE_MAX		16777216u
@@ -127,6 +128,8 @@ enum bdsnap_cause {
  */
 #define BDSNAP_FEATURE_DISCARDS	(1u << 0)	/* MAP_READ knows BDSNAP_MAP_DISCARDS */
 #define BDSNAP_FEATURE_EVENTS		(1u << 1)	/* BDSNAP_IOC_EVENTS */
+#define BDSNAP_FEATURE_RELEASE		(1u << 2)	/* BDSNAP_IOC_SNAPSHOT_RELEASE */
+#define BDSNAP_FEATURE_SINCE		(1u << 3)	/* BDSNAP_IOC_SINCE */
 struct bdsnap_version {
 	__u32 size;
 	__u32 flags;		/* in: 0 */
@@ -363,6 +366,22 @@ struct bdsnap_snapshot_ref {
 };
 
 /*
+ * BDSNAP_IOC_SNAPSHOT_RELEASE (struct bdsnap_mark): whoever reads an image is
+ * done with ranges of it: they are not copied any more, what has been copied of
+ * them makes room in the store, but for what older snapshots need, and they
+ * read as zeros, for ever. `major`/`minor` name the image. Ranges count inwards
+ * in whole granules (the last one of a device may be short). EINVAL: a range is
+ * empty or ends past the device: then none is released. EIO: the image has
+ * failed. ETIMEDOUT: copies of what lies in a range were under way, and did not
+ * get on for BDSNAP_STALL_MS, since the origin or the store does not answer;
+ * it, and what comes after it, may not be released. ENOMEM: the same.
+ *
+ * BLKDISCARD on the image does so, too, once `blockdev --setrw` (BLKROSET) has
+ * allowed it. Other writes to an image fail with EIO whatever that says: at
+ * once if they are direct, else when they are written back, and until then who
+ * reads the image by the page cache sees them there, which `blockdev --setro`
+ * ends. So this is for programs that know nothing else.
+ *
  * BDSNAP_IOC_SNAPSHOT_NOTE: read the note of a snapshot. It is for whoever
  * serves its store. ENOENT: no such snapshot.
  */
@@ -432,13 +451,17 @@ struct bdsnap_version_info {
 	__u64 number;
 	__u32 state;		/* enum bdsnap_snapshot_state */
 	__u32 cause;
-	__u64 bytes_copied;	/* kept in its store */
+	__u64 bytes_copied;	/* to its store, what has been released since included */
 	__u64 bytes_lost;	/* unreadable: the origin gave errors */
 	__u64 bytes_not_kept;	/* store extents: read as zeros */
 	__u32 openers;		/* of the image */
-	__u32 reserved;
+	__u32 flags;		/* BDSNAP_VERSION_* */
 	__u64 bytes_free;	/* free at the cut (FREE): read as zeros */
+	__u64 bytes_unneeded;	/* not changed since `since`, and not free: read as zeros */
+	__u64 bytes_released;	/* released (SNAPSHOT_RELEASE): read as zeros */
+	__u64 since;		/* with VERSION_SINCE: it holds what changed after this snapshot */
 };
+#define BDSNAP_VERSION_SINCE	(1u << 0)	/* for an increment only: see SINCE */
 
 /*
  * BDSNAP_IOC_MAP_READ: the change map. `major`/`minor` name an image (the map
@@ -450,7 +473,8 @@ struct bdsnap_version_info {
  * `number` only if its value is above `since`. (Values are exact above
  * `oldest`, and at most `oldest` below.)
  * ESTALE: `generation` is not this map's, `since` is below `oldest` or above
- * `number`: take a full backup. EINVAL: first_block beyond the end. `count`
+ * `number`: take a full backup. (`oldest` of an image for an increment is at
+ * least what it was made for: SINCE.) EINVAL: first_block beyond the end. `count`
  * is clamped to the end. All fields are filled in also with ESTALE.
  *
  * With DISCARDS, the value of a block that changed last by a discard has
@@ -504,8 +528,11 @@ struct bdsnap_mark {
 
 /*
  * BDSNAP_IOC_RECORD: record all writes to an origin from now on, until this
- * open file takes a snapshot of it or is closed. EBUSY: another open file has
- * it recorded. ESTALE: its generation has ended.
+ * open file takes a snapshot of it, ends the recording (END), or is closed: a
+ * snapshot that can't be taken does not end it, and what was told by FREE and
+ * SINCE goes on to count. To call it again changes nothing. EBUSY: another open
+ * file has it recorded. ESTALE: its generation has ended. ENOENT: it is not
+ * tracked; with END: this open file does not have it recorded.
  *
  * BDSNAP_IOC_FREE (struct bdsnap_mark): ranges of an origin that its file
  * system said to be free after RECORD: the next snapshot that this open file
@@ -523,9 +550,29 @@ struct bdsnap_mark {
  */
 struct bdsnap_record {
 	__u32 size;
+	__u32 flags;		/* in: BDSNAP_RECORD_END or 0 */
+	__u32 major;
+	__u32 minor;
+};
+#define BDSNAP_RECORD_END	(1u << 0)	/* end the recording */
+
+/*
+ * BDSNAP_IOC_SINCE: the next snapshot that this open file takes of an origin
+ * is for an increment: it keeps only what changed after snapshot `since`, by
+ * the change map as of its cut; outwards to whole blocks of the map, and to
+ * whole BDSNAP_FREE_UNIT. What else there is reads as zeros in its image, for
+ * ever. ENOENT: this open file does not have the origin recorded (RECORD).
+ * ESTALE: `generation` is not the origin's, or `since` is below `oldest` or
+ * above its newest number: take a full backup. SNAPSHOT_CREATE says ESTALE,
+ * too, where other snapshots in between have made `since` too old.
+ */
+struct bdsnap_since {
+	__u32 size;
 	__u32 flags;		/* in: 0 */
 	__u32 major;
 	__u32 minor;
+	__u8 generation[16];	/* in: zero: any */
+	__u64 since;		/* in */
 };
 
 /*
@@ -583,10 +630,12 @@ struct bdsnap_event {
 #define BDSNAP_IOC_LIST_SNAPSHOTS	_IOWR(BDSNAP_IOC_TYPE, 0x23, struct bdsnap_list)
 #define BDSNAP_IOC_LIST_VERSIONS	_IOWR(BDSNAP_IOC_TYPE, 0x24, struct bdsnap_list)
 #define BDSNAP_IOC_SNAPSHOT_NOTE	_IOWR(BDSNAP_IOC_TYPE, 0x25, struct bdsnap_snapshot_note)
+#define BDSNAP_IOC_SNAPSHOT_RELEASE	_IOWR(BDSNAP_IOC_TYPE, 0x26, struct bdsnap_mark)
 #define BDSNAP_IOC_MAP_READ		_IOWR(BDSNAP_IOC_TYPE, 0x30, struct bdsnap_map_read)
 #define BDSNAP_IOC_MARK			_IOWR(BDSNAP_IOC_TYPE, 0x31, struct bdsnap_mark)
 #define BDSNAP_IOC_RECORD		_IOWR(BDSNAP_IOC_TYPE, 0x32, struct bdsnap_record)
 #define BDSNAP_IOC_FREE			_IOWR(BDSNAP_IOC_TYPE, 0x33, struct bdsnap_mark)
+#define BDSNAP_IOC_SINCE		_IOWR(BDSNAP_IOC_TYPE, 0x34, struct bdsnap_since)
 #define BDSNAP_IOC_EVENTS		_IOWR(BDSNAP_IOC_TYPE, 0x40, struct bdsnap_events)
 #define BDSNAP_IOC_SERVE		_IOWR(BDSNAP_IOC_TYPE, 0x41, struct bdsnap_serve)
 

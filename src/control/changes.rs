@@ -8,6 +8,7 @@ use crate::cow::Version;
 use crate::kapi::abi;
 use crate::kapi::bdev::Dev;
 use crate::tracker::Tracker;
+use bdsnap_logic::units::Blocks;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use bdsnap_logic::units::SECTOR_SHIFT;
@@ -75,7 +76,13 @@ impl Registry {
         a.block_size = 1 << (tracker.map.shift() + SECTOR_SHIFT);
         a.generation = tracker.generation;
         let known = asked == [0; 16] || asked == tracker.generation;
-        if !known || tracker.ended() != 0 || !tracker.map.can_answer(a.since, a.number) {
+        // (What an image for an increment has not kept did not change after that.)
+        let image = version.as_ref().filter(|_| state.image(dev).is_some());
+        if let Some(since) = image.and_then(|v| v.since()) {
+            a.oldest = oldest.max(since);
+        }
+        let known = known && a.since >= a.oldest && tracker.ended() == 0;
+        if !known || !tracker.map.can_answer(a.since, a.number) {
             a.count = 0;
             abi::write_arg(arg, &a)?;
             return Err(ESTALE);
@@ -143,6 +150,13 @@ fn read_blocks(
         let out = chunk.get_mut(..n).ok_or(EINVAL)?;
         let first = a.first_block + done;
         tracker.map.read(first, out, discards, views.clone())?;
+        if let Some(version) = version.filter(|v| v.since().is_some()) {
+            for (value, block) in out.iter_mut().zip(first..) {
+                let block = Span::<Blocks>::of_len(block, 1).ok_or(EINVAL)?;
+                let sectors = block.sectors(tracker.map.shift(), tracker.sectors());
+                *value = version.truer(sectors, *value);
+            }
+        }
         let at = done
             .checked_mul(size_of::<u32>() as u64)
             .and_then(|o| a.buffer.checked_add(o));

@@ -13,6 +13,7 @@ use super::State;
 use crate::cow;
 use crate::cow::Free;
 use crate::cow::Recorder;
+use crate::cow::Spared;
 use crate::cow::Version;
 use crate::cow::Versions;
 use crate::image::Image;
@@ -248,8 +249,8 @@ impl Registry {
         self.make_room(state, making.store)?;
         let mut candidates = KVec::with_capacity(trackers.len(), GFP_KERNEL)?;
         for (index, tracker) in trackers.iter().enumerate() {
-            let free = record::free_of(tracker, making.session);
-            let candidate = prepare(state, tracker, making, free).map_err(|r| r.of(index))?;
+            let spared = record::spared_of(tracker, making.session);
+            let candidate = prepare(state, tracker, making, spared).map_err(|r| r.of(index))?;
             candidates.push(candidate, GFP_KERNEL)?;
         }
         nobody_waits(trackers)?;
@@ -616,13 +617,13 @@ fn prepare(
     state: &State,
     tracker: &Arc<Tracker>,
     making: &Making<'_>,
-    free: Option<Arc<Free>>,
+    spared: Option<Spared>,
 ) -> Result<Candidate, Refused> {
     let store = making.store;
-    let is_recorded = free.is_some();
-    record::mark_differences(tracker, free.as_deref());
-    let last_free = match &free {
-        Some(free) => Some(KBox::new(free.clone(), GFP_KERNEL)?),
+    let is_recorded = spared.is_some();
+    record::mark_differences(tracker, spared.as_ref().map(|s| &*s.free));
+    let last_free = match &spared {
+        Some(spared) => Some(KBox::new(spared.free.clone(), GFP_KERNEL)?),
         None => None,
     };
     let logical = tracker.device.logical_block();
@@ -631,8 +632,13 @@ fn prepare(
         return Err(Refused::new(EOPNOTSUPP, abi::BDSNAP_CAUSE_BLOCK_SIZE));
     }
     tracker.map.age_if_due();
+    let (number, _) = tracker.map.numbers();
+    let since = spared.as_ref().and_then(|s| s.since);
+    if since.is_some_and(|since| !tracker.map.can_answer(since, number)) {
+        return Err(ESTALE.into());
+    }
     let view = tracker.map.prepare_view()?;
-    let version = Version::new(view, store.clone(), tracker.sectors(), making.id, free)?;
+    let version = Version::new(view, store.clone(), tracker.sectors(), making.id, spared)?;
     let mut places = KVec::new();
     for place in state.places().filter(|p| p.disk == tracker.disk()) {
         places.push(place.clone(), GFP_KERNEL)?;
@@ -776,6 +782,7 @@ impl Plan {
             if candidate.is_recorded {
                 // What is free is fixed: nothing is written until the gates open.
                 let _ = self.recorders.push_within_capacity(record::stop(tracker));
+                tracker.marks_are_told();
             }
         }
         drop(gates);

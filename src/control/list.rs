@@ -206,6 +206,8 @@ fn version(image: &Image) -> abi::bdsnap_version_info {
     let (state, cause) = health(image);
     let shift = version.shift() + SECTOR_SHIFT;
     let (copied, lost, not_kept) = version.counts();
+    let (free, unneeded) = version.spared();
+    let since = version.since();
     let mut info = abi::bdsnap_version_info {
         major: tracker.dev().major(),
         minor: tracker.dev().minor(),
@@ -219,7 +221,11 @@ fn version(image: &Image) -> abi::bdsnap_version_info {
         bytes_copied: copied << shift,
         bytes_lost: lost << shift,
         bytes_not_kept: not_kept << shift,
-        bytes_free: version.free() << shift,
+        bytes_free: free << shift,
+        bytes_unneeded: unneeded << shift,
+        bytes_released: version.released() << shift,
+        flags: since.map_or(0, |_| abi::BDSNAP_VERSION_SINCE),
+        since: since.unwrap_or(0),
         openers: image.openers(),
         ..Default::default()
     };

@@ -9,6 +9,7 @@ mod freeze;
 mod janitor;
 mod list;
 mod record;
+mod release;
 mod session;
 mod track;
 

@@ -7,10 +7,12 @@ use super::State;
 use crate::cow;
 use crate::cow::Free;
 use crate::cow::Recorder;
+use crate::cow::Spared;
 use crate::kapi::abi;
 use crate::kapi::bdev::Dev;
 use crate::kapi::rcu::Retired;
 use crate::tracker::Tracker;
+use bdsnap_logic::units::Blocks;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use kernel::prelude::*;
@@ -21,12 +23,16 @@ impl Registry {
     /// BDSNAP_IOC_RECORD.
     pub(super) fn record(&self, session: u64, arg: usize) -> Result {
         let a = abi::read_arg::<abi::bdsnap_record>(arg)?;
-        if a.flags != 0 {
+        if a.flags & !abi::BDSNAP_RECORD_END != 0 {
             return Err(EINVAL);
         }
         let dev = Dev::new(a.major, a.minor)?;
         let state = self.state.lock();
         let tracker = state.tracker(dev).ok_or(ENOENT)?;
+        if a.flags & abi::BDSNAP_RECORD_END != 0 {
+            let own = recorder_of(tracker).filter(|owner| *owner == session);
+            return own.map(|_| drop(stop(tracker))).ok_or(ENOENT);
+        }
         if tracker.ended() != 0 {
             return Err(ESTALE);
         }
@@ -73,6 +79,39 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// BDSNAP_IOC_SINCE.
+    pub(super) fn since(&self, session: u64, arg: usize) -> Result {
+        let a = abi::read_arg::<abi::bdsnap_since>(arg)?;
+        if a.flags != 0 {
+            return Err(EINVAL);
+        }
+        let dev = Dev::new(a.major, a.minor)?;
+        let state = self.state.lock();
+        let tracker = state.tracker(dev).ok_or(ENOENT)?;
+        if tracker.ended() != 0 || (a.generation != [0; 16] && a.generation != tracker.generation) {
+            return Err(ESTALE);
+        }
+        // Before a cut does: then `since` is not too old afterwards.
+        tracker.map.age_if_due();
+        let (number, _) = tracker.map.numbers();
+        if !tracker.map.can_answer(a.since, number) {
+            return Err(ESTALE);
+        }
+        let guard = rcu::read_lock();
+        let old = tracker.recorder.read(&guard);
+        let old = old.filter(|r| r.owner() == session).map(Recorder::shared);
+        drop(guard);
+        let recorder = old.ok_or(ENOENT)?;
+        let recorder = recorder.for_increment(a.since, tracker.map.shift())?;
+        let recorder = KBox::new(recorder, GFP_KERNEL)?;
+        let values = KVVec::from_elem(0u32, CHUNK, GFP_KERNEL)?;
+        // Waits until no hook uses the old one any more: what has passed by then is in the map.
+        drop(tracker.recorder.swap(Some(recorder)));
+        spare_unchanged(tracker, a.since, values)
+    }
+}
+
 /// The session that has an origin's writes recorded.
 fn recorder_of(tracker: &Tracker) -> Option<u64> {
     let guard = rcu::read_lock();
@@ -113,11 +152,49 @@ pub(super) fn stop(tracker: &Arc<Tracker>) -> Retired<Recorder> {
     tracker.recorder.swap(None)
 }
 
-/// What is free of an origin, if this session has it recorded.
-pub(super) fn free_of(tracker: &Tracker, session: u64) -> Option<Arc<Free>> {
+/// What need not be kept of an origin, if this session has it recorded.
+pub(super) fn spared_of(tracker: &Tracker, session: u64) -> Option<Spared> {
     let guard = rcu::read_lock();
     let recorder = tracker.recorder.read(&guard);
     recorder
         .filter(|r| r.owner() == session)
-        .map(|r| r.free().clone())
+        .map(Recorder::spared)
+}
+
+/// Blocks that are looked at at a time.
+const CHUNK: usize = 16384;
+
+/// Tells the recorder what has not changed after snapshot `since`. Sleeps. Under the registry's lock: no
+/// cut comes in between. `values`: room for [`CHUNK`].
+fn spare_unchanged(tracker: &Tracker, since: u64, mut values: KVVec<u32>) -> Result {
+    let (blocks, shift) = (tracker.map.blocks(), tracker.map.shift());
+    let unchanged = |run: Span<Blocks>| {
+        let guard = rcu::read_lock();
+        if let Some(recorder) = tracker.recorder.read(&guard) {
+            recorder.set_unchanged(run.sectors(shift, tracker.sectors()));
+        }
+    };
+    // The blocks so far that have not changed.
+    let mut run = Span::<Blocks>::EMPTY;
+    let mut first = 0;
+    while first < blocks {
+        let n = (blocks - first).min(CHUNK as u64) as usize;
+        let out = values.get_mut(..n).ok_or(EINVAL)?;
+        tracker.map.read(first, out, false, core::iter::empty())?;
+        for (value, block) in out.iter().zip(first..) {
+            if u64::from(*value) > since {
+                unchanged(run);
+                run = Span::of_len(block + 1, 0).unwrap_or(Span::EMPTY);
+            } else {
+                run = Span::new(run.start(), block + 1).unwrap_or(run);
+            }
+        }
+        first += n as u64;
+    }
+    unchanged(run);
+    let guard = rcu::read_lock();
+    if let Some(recorder) = tracker.recorder.read(&guard) {
+        recorder.spare_free();
+    }
+    Ok(())
 }

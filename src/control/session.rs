@@ -74,6 +74,8 @@ impl MiscDevice for Session {
             abi::BDSNAP_NR_EVENTS => Registry::events,
             abi::BDSNAP_NR_SNAPSHOT_NOTE => Registry::snapshot_note,
             abi::BDSNAP_NR_SERVE => Registry::serve,
+            abi::BDSNAP_NR_SNAPSHOT_RELEASE => Registry::snapshot_release,
+            abi::BDSNAP_NR_SINCE => Registry::since,
             _ => return Err(ENOTTY),
         };
         if !abi::is_admin() {

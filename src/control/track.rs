@@ -37,7 +37,11 @@ impl Registry {
         }
         a.abi = abi::BDSNAP_ABI_VERSION;
         a.hook = u32::from(self.state.lock().hooked.is_some());
-        a.features = u64::from(abi::BDSNAP_FEATURE_DISCARDS | abi::BDSNAP_FEATURE_EVENTS);
+        let features = abi::BDSNAP_FEATURE_DISCARDS
+            | abi::BDSNAP_FEATURE_EVENTS
+            | abi::BDSNAP_FEATURE_RELEASE
+            | abi::BDSNAP_FEATURE_SINCE;
+        a.features = u64::from(features);
         a.release = Default::default();
         for (to, from) in a.release.iter_mut().zip(RELEASE) {
             *to = *from as kernel::ffi::c_char;

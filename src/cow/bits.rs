@@ -97,6 +97,15 @@ impl Bits {
         }
     }
 
+    /// Clears the bits of `span`. Any context.
+    pub(crate) fn clear(&self, span: Span<Granules>) {
+        for part in parts(span) {
+            if let Some(leaf) = self.leaves.get(part.leaf).and_then(Slot::get) {
+                bits::clear_range(leaf, part.from, part.to);
+            }
+        }
+    }
+
     /// Whether all bits of `span` are set. Any context.
     #[inline]
     pub(crate) fn all(&self, span: Span<Granules>) -> bool {

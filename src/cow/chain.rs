@@ -87,6 +87,8 @@ pub(super) struct Link {
     pub(super) version: Arc<Version>,
     /// Its extents, by last granule.
     pub(super) extents: RBTree<u64, Extent>,
+    /// Whether it has data that came from newer ones, in their stores.
+    pub(super) is_heir: bool,
 }
 
 impl Link {
@@ -132,15 +134,6 @@ impl Link {
             place,
         };
         self.extents.insert(node.into_node(span.end() - 1, extent));
-    }
-
-    /// The same, with new memory. ENOMEM. May sleep.
-    pub(super) fn insert(&mut self, span: Span<Granules>, place: Place) -> Result {
-        if span.is_empty() {
-            return Ok(());
-        }
-        self.record(RBTreeNodeReservation::new(GFP_KERNEL)?, span, place);
-        Ok(())
     }
 }
 
@@ -447,6 +440,7 @@ impl Chain {
         let link = Link {
             version,
             extents: RBTree::new(),
+            is_heir: false,
         };
         self.links
             .insert_within_capacity(0, link)

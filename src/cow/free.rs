@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is free in an origin's file system at a cut, and need not be kept.
+//! What a version need not keep, from its cut on: what is free in its origin's file system, and for an
+//! increment what has not changed.
 //!
 //! Somebody has the file system's map of free space read while all writes are recorded. What is free
 //! in the map, and not written between the beginning of the recording and the cut, is free at the cut
-//! as well: a frozen file system has written all that it holds.
+//! as well: a frozen file system has written all that it holds. In the same way, what had not changed
+//! when the change map was read has not at the cut.
 
 use crate::kapi::abi;
 use bdsnap_logic::bits;
@@ -45,8 +47,34 @@ fn bits_of(chunks: Span<Chunks>) -> (usize, usize) {
     (chunks.start() as usize, chunks.end() as usize)
 }
 
-/// Chunks that are free.
+/// Chunks that are free, or that need not be kept.
 pub(crate) struct Free(Map);
+
+/// What a version need not keep, from its cut on.
+#[derive(Clone)]
+pub(crate) struct Spared {
+    /// What is free.
+    pub(crate) free: Arc<Free>,
+    /// That, and what has not changed.
+    all: Arc<Free>,
+    /// It is for an increment: what changed after this snapshot is kept.
+    pub(crate) since: Option<u64>,
+}
+
+impl Spared {
+    /// All of it.
+    pub(super) fn all(&self) -> &Free {
+        &self.all
+    }
+
+    /// Whether all of these sectors, which are some, are among it, and not all of them free: then they
+    /// have not changed since [`Spared::since`].
+    pub(crate) fn is_unchanged(&self, span: Span<Sectors>) -> bool {
+        let (first, last) = bits_of(span.outward::<Chunks>(CHUNK_SHIFT));
+        let is_in = |map: &Free| bits::first_clear(&map.0 .0, first, last).is_none();
+        is_in(&self.all) && !is_in(&self.free)
+    }
+}
 
 impl Free {
     /// The first granule from `granule` on, up to `end`, that may be in use. `shift` is sectors in a
@@ -87,7 +115,7 @@ impl Free {
         }
     }
 
-    /// How many granules are free, of a device of `sectors` sectors.
+    /// How many granules are in it, of a device of `sectors` sectors.
     pub(super) fn granules(&self, shift: u32, sectors: u64) -> u64 {
         let all = Span::<Sectors>::of_len(0, sectors).unwrap_or(Span::EMPTY);
         let (_, last) = bits_of(all.outward::<Chunks>(CHUNK_SHIFT));
@@ -144,9 +172,49 @@ pub(crate) struct Recorder {
     /// Sectors of the origin.
     sectors: u64,
     /// Chunks written to.
-    written: Map,
+    written: Arc<Map>,
     /// Chunks free in the map, and not written to.
     free: Arc<Free>,
+    /// Where the cut is for an increment.
+    increment: Option<Increment>,
+}
+
+/// What is not needed for an increment.
+struct Increment {
+    /// Chunks that are free, or of which no block has changed.
+    all: Arc<Free>,
+    /// The snapshot after which what changes is needed.
+    since: u64,
+    /// Chunks in a block of the change map, as a shift; 0 where that is not larger than a chunk.
+    shift: u32,
+}
+
+impl Increment {
+    /// Blocks that these chunks touch have changed.
+    fn changed(&self, free: &Free, chunks: Span<Chunks>) {
+        let block = 1u64 << self.shift;
+        let bits = self.all.0 .0.len().saturating_mul(64);
+        let from = (chunks.start() & !(block - 1)) as usize;
+        let to = chunks.end().next_multiple_of(block).min(bits as u64) as usize;
+        // (What is free reads as zeros all the same.)
+        let mut at = from;
+        while let Some(used) = bits::first_clear(&free.0 .0, at, to) {
+            let end = bits::first_set(&free.0 .0, used, to).unwrap_or(to);
+            bits::clear_range(&self.all.0 .0, used, end);
+            // What has become free in between is spared all the same, if it has not been written since.
+            fence(Ordering::SeqCst);
+            let mut bit = used;
+            while let Some(now) = bits::first_set(&free.0 .0, bit, end) {
+                bits::set_range(&self.all.0 .0, now, now + 1);
+                fence(Ordering::SeqCst);
+                if !bits::test(&free.0 .0, now) {
+                    bits::clear_range(&self.all.0 .0, now, now + 1);
+                }
+                bit = now + 1;
+            }
+            at = end;
+        }
+    }
 }
 
 impl Recorder {
@@ -155,8 +223,35 @@ impl Recorder {
         Ok(Self {
             owner,
             sectors,
-            written: Map::new(sectors)?,
+            written: Arc::new(Map::new(sectors)?, GFP_KERNEL)?,
             free: Arc::new(Free(Map::new(sectors)?), GFP_KERNEL)?,
+            increment: None,
+        })
+    }
+
+    /// A second one that goes on with this one's maps. Any context.
+    pub(crate) fn shared(&self) -> Self {
+        Self {
+            owner: self.owner,
+            sectors: self.sectors,
+            written: self.written.clone(),
+            free: self.free.clone(),
+            increment: None,
+        }
+    }
+
+    /// The same, for a cut that keeps what changed after `since`; `block` is sectors in a block of the
+    /// change map, as a shift. What has not changed is told with [`Recorder::set_unchanged`], and then
+    /// [`Recorder::spare_free`], once no hook uses another one any more. ENOMEM. May sleep.
+    pub(crate) fn for_increment(self, since: u64, block: u32) -> Result<Self> {
+        let increment = Increment {
+            all: Arc::new(Free(Map::new(self.sectors)?), GFP_KERNEL)?,
+            since,
+            shift: block.saturating_sub(CHUNK_SHIFT),
+        };
+        Ok(Self {
+            increment: Some(increment),
+            ..self
         })
     }
 
@@ -165,19 +260,73 @@ impl Recorder {
         self.owner
     }
 
-    /// What is free. It changes no more once the recorder is gone.
-    pub(crate) fn free(&self) -> &Arc<Free> {
-        &self.free
+    /// What need not be kept. It changes no more once the recorder is gone.
+    pub(crate) fn spared(&self) -> Spared {
+        let increment = self.increment.as_ref();
+        Spared {
+            free: self.free.clone(),
+            all: increment.map_or(&self.free, |i| &i.all).clone(),
+            since: increment.map(|i| i.since),
+        }
     }
 
     /// Takes note of a write, before it is let through. Any context.
     #[inline]
     pub(crate) fn written(&self, span: Span<Sectors>) {
-        let (from, to) = bits_of(span.outward::<Chunks>(CHUNK_SHIFT));
+        let chunks = span.outward::<Chunks>(CHUNK_SHIFT);
+        let (from, to) = bits_of(chunks);
         bits::set_range(&self.written.0, from, to);
         // Either `set_free` sees this, or we see what it did.
         fence(Ordering::SeqCst);
         bits::clear_range(&self.free.0 .0, from, to);
+        if let Some(increment) = &self.increment {
+            increment.changed(&self.free, chunks);
+        }
+    }
+
+    /// Takes note that blocks have been marked as changed, but for a write: where they are not free they
+    /// are needed. Any context.
+    pub(crate) fn marked(&self, span: Span<Sectors>) {
+        if let Some(increment) = &self.increment {
+            increment.changed(&self.free, span.outward::<Chunks>(CHUNK_SHIFT));
+        }
+    }
+
+    /// Takes note of blocks that have not changed, by the change map. Sectors up to the end of the
+    /// device, or of a block; only after all hooks use this recorder.
+    pub(crate) fn set_unchanged(&self, span: Span<Sectors>) {
+        let Some(increment) = &self.increment else {
+            return;
+        };
+        let chunks = span.inward::<Chunks>(CHUNK_SHIFT, self.sectors);
+        let (mut from, to) = bits_of(chunks);
+        bits::set_range(&increment.all.0 .0, from, to);
+        fence(Ordering::SeqCst);
+        while let Some(bit) = bits::first_set(&self.written.0, from, to) {
+            let chunk = Span::of_len(bit as u64, 1).unwrap_or(Span::EMPTY);
+            increment.changed(&self.free, chunk);
+            from = bit + 1;
+        }
+    }
+
+    /// Takes over what was free before it was known that the cut is for an increment. Only after all
+    /// hooks use this recorder.
+    pub(crate) fn spare_free(&self) {
+        let Some(increment) = &self.increment else {
+            return;
+        };
+        let words = increment.all.0 .0.iter().zip(self.free.0 .0.iter());
+        for (all, free) in words {
+            all.fetch_or(free.load(Ordering::Acquire), Ordering::AcqRel);
+        }
+        fence(Ordering::SeqCst);
+        // (Not all of a block of which some has been written: that is `set_unchanged`'s.)
+        for (all, written) in increment.all.0 .0.iter().zip(self.written.0.iter()) {
+            let written = written.load(Ordering::Acquire);
+            if written != 0 {
+                all.fetch_and(!written, Ordering::AcqRel);
+            }
+        }
     }
 
     /// Takes note of what the map says to be free.
@@ -185,9 +334,15 @@ impl Recorder {
         let chunks = span.inward::<Chunks>(CHUNK_SHIFT, self.sectors);
         let (mut from, to) = bits_of(chunks);
         bits::set_range(&self.free.0 .0, from, to);
+        if let Some(increment) = &self.increment {
+            bits::set_range(&increment.all.0 .0, from, to);
+        }
         fence(Ordering::SeqCst);
         while let Some(bit) = bits::first_set(&self.written.0, from, to) {
             bits::clear_range(&self.free.0 .0, bit, bit + 1);
+            if let Some(increment) = &self.increment {
+                bits::clear_range(&increment.all.0 .0, bit, bit + 1);
+            }
             from = bit + 1;
         }
     }

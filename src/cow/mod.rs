@@ -9,16 +9,20 @@
 mod bits;
 mod chain;
 mod free;
+mod release;
 mod remove;
 mod version;
 mod watch;
 mod worker;
 
+pub(crate) use bits::Bits;
 pub(crate) use chain::Chain;
 pub(crate) use chain::Found;
 pub(crate) use free::differences;
 pub(crate) use free::Free;
 pub(crate) use free::Recorder;
+pub(crate) use free::Spared;
+pub(crate) use release::release;
 pub(crate) use remove::remove;
 pub(crate) use version::Damage;
 pub(crate) use version::Version;

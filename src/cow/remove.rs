@@ -3,8 +3,10 @@
 //! The end of a version: what older ones need of it is handed down to them.
 
 use super::chain::Chain;
+use super::chain::Extent;
 use super::chain::Link;
 use super::chain::Place;
+use super::release::refill;
 use super::version::Version;
 use super::version::Versions;
 use crate::kapi::time;
@@ -15,6 +17,7 @@ use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Span;
 use core::cell::Cell;
 use kernel::prelude::*;
+use kernel::rbtree::RBTreeNodeReservation;
 use kernel::sync::rcu;
 use kernel::sync::Arc;
 
@@ -78,11 +81,23 @@ impl Link {
             // What it is reading, or has, is its own.
             return Ok(());
         }
-        let lost = matches!(place, Place::Lost);
         self.version.ensure(span)?;
-        self.insert(span, place)?;
-        self.version.inherit(span, lost);
+        let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
+        self.inherit(node, span, place);
         Ok(())
+    }
+
+    /// The same, of granules that it needs, with memory that is there.
+    pub(super) fn inherit(
+        &mut self,
+        node: RBTreeNodeReservation<u64, Extent>,
+        span: Span<Granules>,
+        place: Place,
+    ) {
+        let lost = matches!(place, Place::Lost);
+        self.record(node, span, place);
+        self.version.inherit(span, lost);
+        self.is_heir = true;
     }
 }
 
@@ -98,11 +113,15 @@ impl Chain {
         let Some(link) = newer.last_mut() else {
             return;
         };
-        if let Some(next) = older.first() {
-            next.version.view.inherit(&version.view);
-        } else {
-            return;
+        match older.first() {
+            Some(next) => next.version.view.inherit(&version.view),
+            // All that it has goes with its store.
+            None if !link.is_heir => return,
+            None => (),
         }
+        let own = version.store();
+        // (Where there is no memory for that, slots stay in use.)
+        let mut stock = KVec::new();
         for (last, extent) in link.extents.iter() {
             let mut at = extent.first;
             while let Some(rest) = Span::<Granules>::new(at, last + 1).filter(|s| !s.is_empty()) {
@@ -115,9 +134,20 @@ impl Chain {
                 let upto = end.get();
                 let part = Span::new(at, upto).unwrap_or(rest);
                 let place = extent.place.advanced(at - extent.first);
-                let done = match heir.and_then(|i| older.get_mut(i)) {
-                    Some(heir) => heir.take_over(part, place),
-                    None => Ok(()),
+                let done = match (heir.and_then(|i| older.get_mut(i)), place) {
+                    (Some(heir), place) => heir.take_over(part, place),
+                    // One that came from a newer version, whose store goes on without this one.
+                    (None, Place::Stored { store, slot }) => {
+                        let is_own = own.as_ref().is_some_and(|own| Arc::ptr_eq(own, &store));
+                        if !is_own && refill(&mut stock).is_ok() {
+                            let ensured = store.ensure_release(slot, part.len(), &mut stock);
+                            if ensured.is_ok() {
+                                store.release(slot, part.len());
+                            }
+                        }
+                        Ok(())
+                    }
+                    (None, _) => Ok(()),
                 };
                 if done.is_err() {
                     // All of them would read it through the heir, and find newer data.

@@ -4,6 +4,7 @@
 
 use super::bits::Bits;
 use super::free::Free;
+use super::free::Spared;
 use crate::cbt::Aside;
 use crate::cbt::View;
 use crate::kapi::abi;
@@ -13,6 +14,7 @@ use crate::store::Store;
 use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
+use core::sync::atomic::fence;
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::AtomicU64;
@@ -20,6 +22,9 @@ use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::rcu;
 use kernel::sync::Arc;
+
+/// In a value of the change map: the block was discarded, and not written since.
+const DISCARDED: u32 = abi::BDSNAP_MAP_DISCARDED;
 
 /// How a version is damaged.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,10 +48,10 @@ pub(crate) struct Version {
     shift: u32,
     /// Sectors of the origin.
     sectors: u64,
-    /// Granules for which no copy need be made (any more), beside those that are free.
+    /// Granules for which no copy need be made (any more), beside those that are spared.
     kept: Bits,
-    /// What was free at its cut.
-    free: Option<Arc<Free>>,
+    /// What need not be kept from its cut on.
+    spared: Option<Spared>,
     /// Those of them that it has data of, or that are lost: walks of older images end there.
     data: Bits,
     /// Cause of its failure: `BDSNAP_CAUSE_*`, 0 while it lives.
@@ -65,6 +70,8 @@ pub(crate) struct Version {
     lost: AtomicU64,
     /// Granules not kept: store extents.
     not_kept: AtomicU64,
+    /// Granules released.
+    released: AtomicU64,
     /// Copies on their way.
     jobs: AtomicU64,
     /// Since when its writes find no room in its store, nanoseconds; 0: they do. Under its chain's lock.
@@ -78,7 +85,7 @@ impl Version {
         store: Arc<Store>,
         sectors: u64,
         snapshot: [u8; 16],
-        free: Option<Arc<Free>>,
+        spared: Option<Spared>,
     ) -> Result<Self> {
         let all = Span::<Sectors>::of_len(0, sectors).ok_or(EINVAL)?;
         let shift = store.shift();
@@ -89,7 +96,7 @@ impl Version {
             view,
             sectors,
             kept: Bits::new(granules)?,
-            free,
+            spared,
             data: Bits::new(granules)?,
             store: cell,
             shift,
@@ -101,6 +108,7 @@ impl Version {
             copied: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             not_kept: AtomicU64::new(0),
+            released: AtomicU64::new(0),
             jobs: AtomicU64::new(0),
             short_since: AtomicU64::new(0),
         })
@@ -277,17 +285,57 @@ impl Version {
         }
     }
 
+    /// Makes sure that [`Version::release`] can be called for `span`, with memory from a stock. ENOMEM: it
+    /// is out. Any context.
+    pub(super) fn ensure_kept_from(
+        &self,
+        span: Span<Granules>,
+        stock: &mut KVec<KBox<BitPage>>,
+    ) -> Result {
+        self.kept.ensure_from(span, stock)
+    }
+
+    /// Granules that are not kept (any more): they read as zeros. What it had of them has been handed
+    /// down, and forgotten. Under its chain's lock.
+    pub(super) fn release(&self, span: Span<Granules>) {
+        // Before any write is let through for that, or any slot used again.
+        self.released.fetch_add(span.len(), Ordering::AcqRel);
+        self.data.clear(span);
+        self.kept.set(span);
+    }
+
+    /// Whether any of these granules, which were to be kept or had been, has been released: what has
+    /// just been read of it may be anything. Any context.
+    pub(crate) fn has_released(&self, span: Span<Granules>) -> bool {
+        // After what the caller has read.
+        fence(Ordering::Acquire);
+        if self.released.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let mut rest = span;
+        while let Some(at) = self.kept.first_set(rest) {
+            let upto = Span::new(at, span.end()).unwrap_or(Span::EMPTY);
+            let end = self.kept.first_clear(upto).unwrap_or(span.end());
+            let kept = Span::new(at, end).unwrap_or(Span::EMPTY);
+            if !self.data.all(kept) {
+                return true;
+            }
+            rest = Span::new(end, span.end()).unwrap_or(Span::EMPTY);
+        }
+        false
+    }
+
     /// The first granule of `span` of which a copy must be made before it is overwritten. Any
     /// context.
     #[inline]
     fn first_needed(&self, span: Span<Granules>) -> Option<u64> {
-        let Some(free) = &self.free else {
+        let Some(spared) = &self.spared else {
             return self.kept.first_clear(span);
         };
         let mut rest = span;
         loop {
             let at = self.kept.first_clear(rest)?;
-            let used = free.first_used(at, span.end(), self.shift());
+            let used = spared.all().first_used(at, span.end(), self.shift());
             if used == at {
                 return Some(at);
             }
@@ -302,9 +350,9 @@ impl Version {
             Some(at) if at > span.start() => (true, at),
             Some(at) => {
                 let kept = self.kept.first_set(span).unwrap_or(span.end());
-                let free = self.free.as_ref();
-                let free = free.map_or(kept, |f| f.first_free(at, kept, self.shift()));
-                (false, kept.min(free))
+                let spared = self.spared.as_ref();
+                let first = spared.map(|s| s.all().first_free(at, kept, self.shift()));
+                (false, kept.min(first.unwrap_or(kept)))
             }
         }
     }
@@ -323,10 +371,37 @@ impl Version {
         )
     }
 
-    /// Granules that were free at its cut.
-    pub(crate) fn free(&self) -> u64 {
-        let free = self.free.as_ref();
-        free.map_or(0, |f| f.granules(self.shift(), self.sectors))
+    /// Granules that were free at its cut, and those that were not, and had not changed.
+    pub(crate) fn spared(&self) -> (u64, u64) {
+        let Some(spared) = &self.spared else {
+            return (0, 0);
+        };
+        let count = |f: &Free| f.granules(self.shift(), self.sectors);
+        let free = count(&spared.free);
+        (free, count(spared.all()).saturating_sub(free))
+    }
+
+    /// Granules that have been released.
+    pub(crate) fn released(&self) -> u64 {
+        self.released.load(Ordering::Relaxed)
+    }
+
+    /// It is for an increment: it has only what changed after this snapshot.
+    pub(crate) fn since(&self) -> Option<u64> {
+        self.spared.as_ref()?.since
+    }
+
+    /// What to say of the number in which a block last changed, `value`: it can't be after
+    /// [`Version::since`] where the block is not needed. (A page of the map that could not be put
+    /// aside says that all of it has changed.)
+    pub(crate) fn truer(&self, sectors: Span<Sectors>, value: u32) -> u32 {
+        match &self.spared {
+            Some(spared) => match spared.since.and_then(|n| u32::try_from(n).ok()) {
+                Some(since) if value & !DISCARDED > since && spared.is_unchanged(sectors) => since,
+                _ => value,
+            },
+            None => value,
+        }
     }
 }
 

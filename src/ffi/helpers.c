@@ -391,6 +391,8 @@ struct gendisk *bdsnap_disk_alloc(unsigned int logical, unsigned int physical)
 		.physical_block_size	= physical,
 		.io_min			= physical,
 		.max_hw_sectors		= 8192,
+		.max_hw_discard_sectors	= UINT_MAX >> SECTOR_SHIFT,
+		.discard_granularity	= max_t(unsigned int, 4096, physical),
 		.features		= BLK_FEAT_IO_STAT,
 	};
 
@@ -400,6 +402,31 @@ struct gendisk *bdsnap_disk_alloc(unsigned int logical, unsigned int physical)
 void bdsnap_disk_set_private(struct gendisk *disk, void *data)
 {
 	disk->private_data = data;
+}
+
+void bdsnap_disk_get(struct gendisk *disk)
+{
+	get_device(disk_to_dev(disk));
+}
+
+void bdsnap_disk_forget(struct gendisk *disk, u64 sector, u64 sectors)
+{
+	loff_t from = sector << SECTOR_SHIFT, to = (sector + sectors) << SECTOR_SHIFT;
+
+	if (sectors)
+		invalidate_inode_pages2_range(disk->part0->bd_mapping, from >> PAGE_SHIFT, (to - 1) >> PAGE_SHIFT);
+}
+
+bool bdsnap_bio_read_only(struct bio *bio)
+{
+	return bdev_read_only(bio->bi_bdev);
+}
+
+void bdsnap_disk_forget_all(struct gendisk *disk)
+{
+	/* (That they can't be written is what makes them clean.) */
+	sync_blockdev(disk->part0);
+	invalidate_inode_pages2(disk->part0->bd_mapping);
 }
 
 unsigned int bdsnap_disk_openers(struct gendisk *disk)

@@ -78,6 +78,10 @@ long bdsnap_ptr_err(const void *ptr);
 /* the disk of an image */
 struct gendisk *bdsnap_disk_alloc(unsigned int logical, unsigned int physical);
 void bdsnap_disk_set_private(struct gendisk *disk, void *data);
+void bdsnap_disk_get(struct gendisk *disk);
+void bdsnap_disk_forget(struct gendisk *disk, u64 sector, u64 sectors);
+bool bdsnap_bio_read_only(struct bio *bio);
+void bdsnap_disk_forget_all(struct gendisk *disk);
 unsigned int bdsnap_disk_openers(struct gendisk *disk);
 
 /* files and file systems */

@@ -5,13 +5,17 @@
 //! A read is split by where its granules are. What is read from the origin is read in hope: when
 //! it has come, and a version has got data of those granules meanwhile, it may be too new, and that
 //! part is read again from where it is now. A write is let go only after its granules' bits are
-//! set, so bits that are still clear prove the data old. Writers never wait for readers.
+//! set, so bits that are still clear prove the data old. Writers never wait for readers. In the same
+//! way a part is read again of which something has been released meanwhile: it may have been
+//! overwritten, on the origin or in the store.
 
+use crate::cow;
 use crate::cow::Found;
 use crate::cow::Version;
 use crate::kapi::abi::ModuleRef;
 use crate::kapi::bdev::Dev;
 use crate::kapi::bdev::NAME_LEN;
+use crate::kapi::disk::Cache;
 use crate::kapi::disk::Child;
 use crate::kapi::disk::ChildDone;
 use crate::kapi::disk::Disk;
@@ -121,6 +125,17 @@ impl Image {
         self.shown.reading.load(Ordering::Acquire) > 0
     }
 
+    /// What releases parts of it; keeps its version from going. None: it goes already.
+    pub(crate) fn releaser(&self) -> Option<Releaser> {
+        let cache = self.disk.as_ref()?.cache();
+        self.shown.reading.fetch_add(1, Ordering::AcqRel);
+        Some(Releaser {
+            cache,
+            shown: self.shown.clone(),
+            _reading: Reading(self.shown.reading.clone()),
+        })
+    }
+
     /// Lets nobody open it any more; takes that back.
     pub(crate) fn close(&self, closing: bool) {
         self.shown.closing.store(closing, Ordering::SeqCst);
@@ -135,6 +150,30 @@ impl Drop for Image {
         while self.shown.reading.load(Ordering::Acquire) > 0 {
             time::sleep_us(200);
         }
+    }
+}
+
+/// Releases parts of an image, whose version does not go as long as this is there.
+pub(crate) struct Releaser {
+    /// What has been read of it.
+    cache: Cache,
+    /// What it shows.
+    shown: Arc<Shown>,
+    /// Counted as if it were a read; dropped last.
+    _reading: Reading,
+}
+
+impl Releaser {
+    /// Sectors of the image.
+    pub(crate) fn sectors(&self) -> u64 {
+        self.shown.version.sectors()
+    }
+
+    /// See [`cow::release`]; what is read from then on is zeros.
+    pub(crate) fn release(&self, sectors: Span<Sectors>) -> Result {
+        let result = cow::release(&self.shown.tracker, &self.shown.version, sectors);
+        self.cache.forget(sectors.start(), sectors.len());
+        result
     }
 }
 
@@ -162,8 +201,10 @@ struct Read {
 #[pin_data]
 struct Piece {
     /// The store that it is read from; None: the origin. Dropped before the read is not counted any
-    /// more, so never the last reference.
+    /// more; where nothing has been released, so never the last reference.
     store: Option<Arc<Store>>,
+    /// Whether it is over, and only to be dropped where one may sleep.
+    is_over: AtomicBool,
     /// The read.
     read: Arc<Read>,
     /// The granules of the image that it touches.
@@ -185,8 +226,11 @@ impl WorkItem for Piece {
     fn run(this: Pin<KBox<Piece>>) {
         let _noio = noio::Scope::enter();
         let (read, sectors) = (this.read.clone(), this.sectors);
+        let is_over = this.is_over.load(Ordering::Relaxed);
         drop(this);
-        resolve(&read, sectors);
+        if !is_over {
+            resolve(&read, sectors);
+        }
     }
 }
 
@@ -204,6 +248,12 @@ impl DiskOps for Shown {
         this.reading.fetch_add(1, Ordering::AcqRel);
         let reading = Reading(this.reading.clone());
         let sectors = Span::of_len(parent.sector(), parent.sectors()).unwrap_or(Span::EMPTY);
+        if parent.is_discard() {
+            discard(&this, &parent, sectors);
+            drop(parent);
+            drop(reading);
+            return;
+        }
         let inside = sectors.end() <= this.version.sectors();
         if !inside || !this.version.is_live() {
             parent.fail();
@@ -223,6 +273,14 @@ impl DiskOps for Shown {
             Ok(slot) => resolve(&slot.write(read).into(), sectors),
             Err(_) => read.parent.fail(),
         }
+    }
+}
+
+/// Sees to a discard: releases what it is of.
+fn discard(shown: &Shown, parent: &Parent, sectors: Span<Sectors>) {
+    let inside = sectors.end() <= shown.version.sectors();
+    if !inside || cow::release(&shown.tracker, &shown.version, sectors).is_err() {
+        parent.fail();
     }
 }
 
@@ -269,13 +327,17 @@ fn resolve(read: &Arc<Read>, sectors: Span<Sectors>) {
             Found::Unreadable => read.parent.fail(),
             Found::Origin => fetch(read, child, part, None, part.start()),
             Found::Stored(store, slot) => match store.site(slot) {
-                Some(Site::Device(_, sector, _)) => {
-                    let from = Some((store.clone(), slot));
-                    fetch(read, child, part, from, sector.saturating_add(skipped));
-                }
                 Some(Site::Memory(pages, at, _)) => {
                     let at = at.saturating_add(skipped << SECTOR_SHIFT);
                     pages.fill(&mut child, at, (part.len() as usize) << SECTOR_SHIFT);
+                    if version.has_released(part.outward(version.shift())) {
+                        // There may have been something else by then.
+                        continue;
+                    }
+                }
+                Some(Site::Device(_, sector, _)) => {
+                    let from = Some((store.clone(), slot));
+                    fetch(read, child, part, from, sector.saturating_add(skipped));
                 }
                 None => read.parent.fail(),
             },
@@ -308,6 +370,7 @@ fn fetch(
             granules: part.outward(read.shown.version.shift()),
             sectors: part,
             store,
+            is_over: AtomicBool::new(false),
             again <- new_work!("bdsnap::read_again"),
         }),
         GFP_KERNEL,
@@ -326,24 +389,33 @@ fn fetch(
 
 impl ChildDone for Piece {
     fn child_done(this: Pin<KBox<Self>>, status: Result) {
-        if this.store.is_none() {
+        let shown = &this.read.shown;
+        let is_from_origin = this.store.is_none();
+        let moved = || {
             let guard = rcu::read_lock();
-            let shown = &this.read.shown;
             let versions = shown.tracker.versions.read(&guard);
-            let superseded = versions.is_none_or(|v| v.superseded(&shown.version, this.granules));
-            drop(guard);
-            if superseded {
-                // Even an error counts only if the data should still be on the origin.
-                let queue = shown.queue.clone();
-                queue.queue().enqueue::<_, 0>(this);
-                return;
-            }
+            versions.is_none_or(|v| v.superseded(&shown.version, this.granules))
+        };
+        // In this order: a copy may be released in between, and then only the second look tells.
+        if is_from_origin && moved() || shown.version.has_released(this.granules) {
+            // Even an error counts only if the data should still be there.
+            let queue = shown.queue.clone();
+            queue.queue().enqueue::<_, 0>(this);
+            return;
+        }
+        if is_from_origin {
             // (Where it has another medium, the version fails now.)
             shown.tracker.has_medium();
         }
         // One that has failed, or is being deleted, protects nothing any more.
         if !this.read.shown.version.is_live() || status.is_err() {
             this.read.parent.fail();
+        }
+        if this.store.is_some() && this.read.shown.version.released() > 0 {
+            // It may be the last that holds its store, which can't be dropped here.
+            this.is_over.store(true, Ordering::Relaxed);
+            let queue = this.read.shown.queue.clone();
+            queue.queue().enqueue::<_, 0>(this);
         }
     }
 }

@@ -80,7 +80,7 @@ abi! {
     bdsnap_snapshot_create = 128,
     bdsnap_snapshot_ref = 24,
     bdsnap_snapshot_info = 120,
-    bdsnap_version_info = 160,
+    bdsnap_version_info = 184,
     bdsnap_map_read = 96,
     bdsnap_range = 16,
     bdsnap_mark = 32,
@@ -90,6 +90,7 @@ abi! {
     bdsnap_serve = 16,
     bdsnap_store_drop = 16,
     bdsnap_record = 16,
+    bdsnap_since = 40,
     fiemap_extent = 56,
 }
 
@@ -184,6 +185,12 @@ pub(crate) fn write_item<T: Abi + AsBytes>(
 pub(crate) fn is_admin() -> bool {
     // SAFETY: Looks at the current task's credentials.
     unsafe { bindings::capable(bindings::CAP_SYS_ADMIN as c_int) }
+}
+
+/// Whether the calling process is being killed: it should not work on for long.
+pub(crate) fn is_dying() -> bool {
+    // SAFETY: Looks at the current task.
+    unsafe { ffi::bdsnap_fatal_signal() }
 }
 
 /// A random (version 4) UUID, in RFC 4122 byte order.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A read-only, bio-based disk.
+//! A bio-based disk that can't be written, only read and, where BLKROSET allows it, discarded.
 //!
 //! Source: `blk_alloc_disk()`, `struct block_device_operations`, `bio_alloc_clone()`.
 
@@ -28,7 +28,7 @@ pub(crate) trait DiskOps: Send + Sync + Sized + 'static {
     /// Somebody opens it: an error refuses. Called under the disk's open lock.
     fn open(this: ArcBorrow<'_, Self>) -> Result;
 
-    /// A read; ended by dropping it. May sleep for memory, but not for I/O.
+    /// A read, or a discard; ended by dropping it. May sleep: a read for memory only, not for I/O.
     fn read(this: ArcBorrow<'_, Self>, bio: Parent);
 }
 
@@ -100,6 +100,7 @@ impl<T: DiskOps> Vtable<T> {
     const TABLE: bindings::block_device_operations = bindings::block_device_operations {
         submit_bio: Some(Self::submit_bio),
         open: Some(Self::open),
+        set_read_only: Some(Self::set_read_only),
         free_disk: Some(Self::free_disk),
         owner: this_module::<crate::Bdsnap>().as_ptr(),
         ..pin_init::zeroed()
@@ -127,7 +128,10 @@ impl<T: DiskOps> Vtable<T> {
             bio: unsafe { NonNull::new_unchecked(bio) },
             failed: AtomicBool::new(false),
         };
-        if parent.is_read() {
+        // (The block layer looks at that for ioctls only.)
+        // SAFETY: The bio is valid.
+        let read_only = unsafe { ffi::bdsnap_bio_read_only(bio) };
+        if parent.is_read() || parent.is_discard() && !read_only {
             T::read(object, parent);
         } else {
             parent.fail();
@@ -143,6 +147,21 @@ impl<T: DiskOps> Vtable<T> {
             Ok(()) => 0,
             Err(e) => e.to_errno(),
         }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the block layer for one of our disks, which somebody has open, for BLKROSET.
+    unsafe extern "C" fn set_read_only(bdev: *mut bindings::block_device, ro: bool) -> c_int {
+        // Discards are refused where the disk is read-only, other writes always: by `submit_bio()`. What
+        // came no further than the page cache does not stay there.
+        // SAFETY: As the caller's promise.
+        unsafe {
+            let disk = (*bdev).bd_disk;
+            bindings::set_disk_ro(disk, ro);
+            ffi::bdsnap_disk_forget_all(disk);
+        }
+        0
     }
 
     /// # Safety
@@ -208,6 +227,14 @@ impl<T: DiskOps> Disk<T> {
         Dev::new(major as u32, minor as u32)
     }
 
+    /// Its page cache. `get_device()`; any context.
+    pub(crate) fn cache(&self) -> Cache {
+        // SAFETY: By the type invariant the disk is valid.
+        unsafe { ffi::bdsnap_disk_get(self.disk.as_ptr()) };
+        // INVARIANT: The reference has just been taken.
+        Cache(self.disk)
+    }
+
     /// How many have it open.
     pub(crate) fn openers(&self) -> u32 {
         // SAFETY: By the type invariant the disk is valid.
@@ -223,6 +250,29 @@ impl<T: DiskOps> Drop for Disk<T> {
             bindings::del_gendisk(self.disk.as_ptr());
             bindings::put_disk(self.disk.as_ptr());
         }
+    }
+}
+
+/// The page cache of a disk, which may have been removed meanwhile.
+///
+/// # Invariants
+///
+/// A disk, of which this has a reference.
+pub(crate) struct Cache(NonNull<bindings::gendisk>);
+
+impl Cache {
+    /// Drops what it holds of `sectors` sectors from `sector` on, but for pages that are in use just then.
+    /// `invalidate_inode_pages2_range()`; sleeps, also for reads on their way.
+    pub(crate) fn forget(&self, sector: u64, sectors: u64) {
+        // SAFETY: By the type invariant the disk is there, and with it its whole block device.
+        unsafe { ffi::bdsnap_disk_forget(self.0.as_ptr(), sector, sectors) };
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the reference is ours.
+        unsafe { bindings::put_disk(self.0.as_ptr()) };
     }
 }
 
@@ -247,6 +297,13 @@ impl Parent {
         // SAFETY: Valid by the type invariant.
         let op = unsafe { self.bio.as_ref().bi_opf } & ffi::BDSNAP_REQ_OP_MASK;
         op == bindings::req_op_REQ_OP_READ
+    }
+
+    /// Whether it is a discard.
+    pub(crate) fn is_discard(&self) -> bool {
+        // SAFETY: Valid by the type invariant.
+        let op = unsafe { self.bio.as_ref().bi_opf } & ffi::BDSNAP_REQ_OP_MASK;
+        op == bindings::req_op_REQ_OP_DISCARD
     }
 
     /// First sector.

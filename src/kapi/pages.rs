@@ -13,7 +13,8 @@ use kernel::bindings;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
-/// Pages. Each part of them is written once, and read only after that: whoever uses them sees to it.
+/// Pages. A part of them is written by one at a time. Who reads it meanwhile gets anything, and throws it
+/// away: whoever uses them sees to it.
 ///
 /// # Invariants
 ///
@@ -73,7 +74,7 @@ impl Pages {
                 return;
             };
             // SAFETY: Both pages are owned by their lists and mapped (x86-64 has no high memory);
-            // nobody else touches this part of ours now, nor the run's, which is not busy.
+            // nobody else writes to this part of ours now, nor to the run's, which is not busy.
             unsafe {
                 let to = ffi::bdsnap_page_address(page.as_ptr()).cast::<u8>();
                 core::ptr::copy_nonoverlapping(from.cast::<u8>(), to, len);

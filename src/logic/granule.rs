@@ -17,7 +17,8 @@ pub enum State {
     Stored,
     /// There are no bytes any more: reading or storing them failed.
     Lost,
-    /// This version has no use for the granule: free at the cut, released, or part of a store. It
+    /// This version has no use for the granule: free at the cut, released, not
+    /// needed for an increment, or part of a store. It
     /// reads as zeros in this version's image. It says nothing about older versions.
     NotKept,
 }

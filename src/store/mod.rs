@@ -3,8 +3,9 @@
 //! Snapstores: where copied granules go.
 //!
 //! A store is made of portions, each on a block device or in memory. Granules get *slots* in them
-//! (`bdsnap_logic::fill`). Slots are used once and never reused, and portions stay as long as
-//! their store, so whoever holds it may read a slot without a lock.
+//! (`bdsnap_logic::fill`). Portions stay as long as their store, so whoever holds it may read a slot
+//! without a lock. What a slot had is released first, and then the slot is used again: who reads it all
+//! the while looks afterwards whether what he was reading has been released.
 
 mod portion;
 
@@ -14,6 +15,7 @@ use crate::kapi::bdev::BlockDevice;
 use crate::kapi::bdev::Dev;
 use crate::kapi::pages::Pages;
 use crate::kapi::slot;
+use crate::kapi::slot::BitPage;
 use crate::kapi::slot::Slot;
 use crate::kapi::time;
 use crate::tracker;
@@ -79,6 +81,10 @@ struct Lane {
     cursor: Cursor,
     /// Slots that were taken and not used.
     returned: Returned<KVec<Gap>>,
+    /// How many slots have been released: [`Portion::released`] of its portions.
+    released: u64,
+    /// Where the next one of these is looked for: a portion, and a place in it.
+    hint: (usize, u64),
 }
 
 /// Where a slot is, and how many follow it there, itself included.
@@ -291,6 +297,8 @@ impl Store {
             portion: index,
             cursor: Cursor::new(),
             returned: Returned::new(KVec::from_elem(Gap::default(), fill::GAPS, GFP_KERNEL)?),
+            released: 0,
+            hint: (0, 0),
         };
         lane.fill.total = slots;
         let boxed = KBox::new(portion, GFP_KERNEL)?;
@@ -502,12 +510,77 @@ impl Store {
         }
     }
 
+    /// Makes sure that [`Store::release`] can be called for slots, with memory from a stock. ENOMEM: it is
+    /// out; EINVAL: there are none such. Any context.
+    pub(crate) fn ensure_release(
+        &self,
+        slot: u64,
+        len: u64,
+        stock: &mut KVec<KBox<BitPage>>,
+    ) -> Result {
+        let (portion, place) = fill::place(slot);
+        let portion = self.portions.get(portion).and_then(Slot::get);
+        let places = Span::of_len(place, len).ok_or(EINVAL)?;
+        portion.ok_or(EINVAL)?.released.ensure_from(places, stock)
+    }
+
+    /// Gives back slots that have been in use: nobody is writing there, or will look there for what they
+    /// had. Any context.
+    pub(crate) fn release(&self, slot: u64, len: u64) {
+        let (portion, place) = fill::place(slot);
+        let portion = self.portions.get(portion).and_then(Slot::get);
+        let (Some(portion), Some(places)) = (portion, Span::of_len(place, len)) else {
+            return;
+        };
+        let dev = portion.device().map(BlockDevice::dev);
+        let mut shelf = self.shelf.lock();
+        if let Some(lane) = shelf.lanes.iter_mut().find(|l| l.dev == dev) {
+            portion.released.set(places);
+            lane.released = lane.released.saturating_add(len);
+            lane.fill.used = lane.fill.used.saturating_sub(len);
+        }
+    }
+
+    /// Takes up to `want` slots side by side of those that have been released in a lane.
+    fn take_released(&self, lane: &mut Lane, want: u64) -> Option<(u64, u64)> {
+        if lane.released == 0 || want == 0 {
+            return None;
+        }
+        // From the hint on, and around to it again.
+        let count = self.count.load(Ordering::Acquire).max(1);
+        let (first, at) = lane.hint;
+        for step in 0..=count {
+            let index = (first + step) % count;
+            let portion = self.portions.get(index).and_then(Slot::get);
+            let dev = portion.map(|p| p.device().map(BlockDevice::dev));
+            let Some(portion) = portion.filter(|_| dev == Some(lane.dev)) else {
+                continue;
+            };
+            let start = if step == 0 { at } else { 0 };
+            let rest = Span::new(start, portion.slots()).unwrap_or(Span::EMPTY);
+            let Some(place) = portion.released.first_set(rest) else {
+                continue;
+            };
+            let (_, run) = extent::locate(&portion.pieces, place, self.shift)?;
+            let most = Span::of_len(place, want.min(run)).unwrap_or(Span::EMPTY);
+            let end = portion.released.first_clear(most).unwrap_or(most.end());
+            let taken = Span::new(place, end).unwrap_or(Span::EMPTY);
+            portion.released.clear(taken);
+            lane.hint = (index, end);
+            lane.released = lane.released.saturating_sub(taken.len());
+            lane.fill.used = lane.fill.used.saturating_add(taken.len());
+            return Some((fill::slot(index, place)?, taken.len()));
+        }
+        None
+    }
+
     /// Takes up to `want` slots of the emptiest lane.
     fn take_from(&self, lanes: &mut [Lane], want: u64) -> Option<(u64, u64)> {
         let index = fill::emptiest(lanes.iter().map(|l| l.fill))?;
         let lane = lanes.get_mut(index)?;
         let returned = lane.returned.total();
-        let is_last = lane.fill.used.saturating_add(returned) >= lane.fill.total;
+        let back = returned.saturating_add(lane.released);
+        let is_last = lane.fill.used.saturating_add(back) >= lane.fill.total;
         let least = if is_last || lane.returned.is_crowded() {
             1
         } else {
@@ -526,6 +599,12 @@ impl Store {
             lane.fill.used = lane.fill.used.saturating_add(len);
             return Some((slot, len));
         }
+        self.take_fresh(lane, want)
+            .or_else(|| self.take_released(lane, want))
+    }
+
+    /// Takes up to `want` slots of a lane that have never been taken.
+    fn take_fresh(&self, lane: &mut Lane, want: u64) -> Option<(u64, u64)> {
         loop {
             let portion = self.portions.get(lane.portion)?.get()?;
             if let Some((place, len)) = lane.cursor.take(&portion.pieces, want) {

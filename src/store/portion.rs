@@ -2,6 +2,7 @@
 
 //! Portions of a store: the extents of a file, a range of a device, memory.
 
+use crate::cow::Bits;
 use crate::kapi::abi;
 use crate::kapi::abi::Refused;
 use crate::kapi::bdev::BlockDevice;
@@ -96,6 +97,8 @@ pub(super) struct Portion {
     pub(super) medium: Medium,
     /// Its slots' places: on the device, or in bytes of memory as if they were sectors.
     pub(super) pieces: KVVec<Piece>,
+    /// Slots that were in use and have been released; under the store's lock, but for memory for them.
+    pub(super) released: Bits,
     /// How many extents were mapped.
     pub(super) extents: u32,
     /// Bytes that it takes, those included that can't be used.
@@ -151,6 +154,7 @@ impl Portion {
                 device,
                 file: Some(pinned),
             },
+            released: Bits::new(extent::total(&pieces))?,
             pieces,
             extents: mapped,
             bytes: len,
@@ -199,6 +203,7 @@ impl Portion {
                 device,
                 file: None,
             },
+            released: Bits::new(extent::total(&pieces))?,
             pieces,
             extents: 0,
             bytes: len,
@@ -219,6 +224,7 @@ impl Portion {
         let pieces = pieces_of(&extents, shift)?;
         Self {
             medium: Medium::Memory(memory),
+            released: Bits::new(extent::total(&pieces))?,
             pieces,
             extents: 0,
             bytes: len,

@@ -35,11 +35,13 @@ use crate::kapi::rcu::RcuCell;
 use crate::kapi::run::Run;
 use crate::kapi::run::RunOwner;
 use crate::kapi::run::RunStack;
+use crate::kapi::time;
 use bdsnap_logic::kind::Change;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use core::ops::Deref;
 use core::ops::DerefMut;
+use core::sync::atomic::fence;
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::AtomicU64;
@@ -97,6 +99,8 @@ pub(crate) struct Tracker {
     pub(crate) last_free: RcuCell<Arc<Free>>,
     /// Records writes, if somebody has asked for it.
     pub(crate) recorder: RcuCell<Recorder>,
+    /// How many are telling it of marks, with no gate to hold them up.
+    marking: AtomicU32,
     /// Writes that the hook took.
     #[pin]
     arrivals: SpinLock<Arrivals>,
@@ -255,6 +259,7 @@ impl Tracker {
                 on_failure,
                 last_free: RcuCell::empty(),
                 recorder: RcuCell::empty(),
+                marking: AtomicU32::new(0),
                 arrivals <- new_spinlock!(Arrivals {
                     held: HeldList::new(),
                     gate: ParkedList::new(),
@@ -376,9 +381,23 @@ impl Tracker {
     /// Marks sectors as changed. Any context that may take memory with GFP_NOWAIT.
     pub(crate) fn mark(&self, span: Span<Sectors>) {
         let guard = rcu::read_lock();
+        self.marking.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if let Some(recorder) = self.recorder.read(&guard) {
+            recorder.written(span);
+        }
+        self.marking.fetch_sub(1, Ordering::Release);
         let versions = self.versions.read(&guard);
         self.map
             .mark(Change::Write, span, versions.and_then(Versions::aside));
+    }
+
+    /// Waits until nobody tells a recorder of marks who may not have seen that it is gone. Sleeps.
+    pub(crate) fn marks_are_told(&self) {
+        fence(Ordering::SeqCst);
+        while self.marking.load(Ordering::SeqCst) > 0 {
+            time::sleep_us(50);
+        }
     }
 
     /// Marks sectors as changed that are free in the next cut and were not in the last, or the other way
@@ -396,6 +415,9 @@ impl Tracker {
         while !rest.is_empty() {
             let (part, others) = rest.split_at(rest.start().saturating_add(STEP));
             let guard = rcu::read_lock();
+            if let Some(recorder) = self.recorder.read(&guard) {
+                recorder.marked(part);
+            }
             let versions = self.versions.read(&guard);
             let aside = versions.and_then(Versions::aside);
             self.map.mark(change, part, aside);
@@ -519,7 +541,7 @@ impl Tracker {
             }
             if !starved.is_empty() {
                 self.arrivals.lock().starved.prepend(starved);
-                crate::kapi::time::sleep_us(1000);
+                time::sleep_us(1000);
             }
         }
     }

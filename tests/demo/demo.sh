@@ -182,7 +182,7 @@ line 'written to /backup' "$(sum full bytes_written)" "$(sum incremental bytes_w
 line 'reading and writing at' "$(speed full)" "$(speed incremental)"
 line 'file systems frozen for' "$(json full '.freeze_ms * 10 | round / 10') ms" "$(json incremental '.freeze_ms * 10 | round / 10') ms"
 line 'writes held for' "$(json full '.gate_ms * 10 | round / 10') ms" "$(json incremental '.gate_ms * 10 | round / 10') ms"
-line "store used (of $(mib "$(json full .store_capacity)"))" "$(mib "$(json full .store_used)")" "$(mib "$(json incremental .store_used)")"
+line "copied to the store (of $(mib "$(json full .store_capacity)"))" "$(sum full bytes_copied)" "$(sum incremental bytes_copied)"
 line '  at the end of the proofs' '' "$(mib "$(json end '.store.used')")"
 
 [ ${#FAILED[@]} -eq 0 ] || { echo; printf 'FAILED: %s\n' "${FAILED[@]}"; exit 1; }

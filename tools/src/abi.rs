@@ -368,10 +368,16 @@ abi_struct! {
         bytes_not_kept: u64,
         /// Of the image.
         openers: u32,
-        /// Zero.
-        reserved: u32,
+        /// `VERSION_*`.
+        flags: u32,
         /// Free at the cut: read as zeros.
         bytes_free: u64,
+        /// Not changed since `since`, and not free: read as zeros.
+        bytes_unneeded: u64,
+        /// Released: read as zeros.
+        bytes_released: u64,
+        /// With `VERSION_SINCE`: it holds what changed after this snapshot.
+        since: u64,
     }
 }
 
@@ -450,6 +456,24 @@ abi_struct! {
         major: u32,
         /// Minor number.
         minor: u32,
+    }
+}
+
+abi_struct! {
+    /// `struct bdsnap_since`.
+    Since = "bdsnap_since" {
+        /// Bytes of this struct.
+        size: u32,
+        /// In: 0.
+        flags: u32,
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+        /// In: zero: any.
+        generation: [u8; 16],
+        /// In: the snapshot after which what changes is kept.
+        since: u64,
     }
 }
 
@@ -579,6 +603,8 @@ pub mod op {
         SNAPSHOT_NOTE = 0x25: SnapshotNote;
         RECORD = 0x32: Record;
         FREE = 0x33: Mark;
+        SNAPSHOT_RELEASE = 0x26: Mark;
+        SINCE = 0x34: Since;
         EVENTS = 0x40: Events;
         SERVE = 0x41: Serve;
     }
@@ -623,6 +649,7 @@ pub const STRUCTS: &[StructLayout] = &[
     (Range::C_NAME, Range::SIZE, Range::FIELDS),
     (Mark::C_NAME, Mark::SIZE, Mark::FIELDS),
     (Record::C_NAME, Record::SIZE, Record::FIELDS),
+    (Since::C_NAME, Since::SIZE, Since::FIELDS),
     (Events::C_NAME, Events::SIZE, Events::FIELDS),
     (
         SnapshotNote::C_NAME,

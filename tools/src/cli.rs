@@ -175,6 +175,7 @@ impl SnapshotArgs {
                 SkipFree::Off => snapshot::SkipFree::Off,
             },
             run,
+            since: Vec::new(),
             hooks: self.hooks.clone(),
             hook_timeout: Some(Duration::from_secs(self.hook_timeout)),
         })

@@ -435,7 +435,13 @@ impl Control {
     /// Records all writes to an origin until this object takes a snapshot of it or is gone. EBUSY:
     /// somebody else has it recorded.
     pub fn record(&self, device: DevNum) -> CallResult<()> {
-        ioctl::record(self.fd(), device.major, device.minor)
+        ioctl::record(self.fd(), 0, device.major, device.minor)
+            .map_err(|e| CallError::new("record", e))
+    }
+
+    /// Ends that, and forgets what was told since. ENOENT: this object does not have it recorded.
+    pub fn record_end(&self, device: DevNum) -> CallResult<()> {
+        ioctl::record(self.fd(), abi::RECORD_END, device.major, device.minor)
             .map_err(|e| CallError::new("record", e))
     }
 
@@ -448,6 +454,32 @@ impl Control {
             ..Default::default()
         };
         ioctl::free(self.fd(), &mut arg, ranges).map_err(|e| CallError::new("free", e))
+    }
+
+    /// The next snapshot of an origin that this object takes holds only what changed after snapshot
+    /// `since` (of `generation`, if that is known), which [`Control::record`] must come before. ESTALE:
+    /// change tracking can't tell.
+    pub fn since(&self, device: DevNum, generation: Option<Uuid>, since: u64) -> CallResult<()> {
+        let mut arg = abi::Since {
+            major: device.major,
+            minor: device.minor,
+            generation: generation.map_or([0; 16], Uuid::into_bytes),
+            since,
+            ..Default::default()
+        };
+        ioctl::since(self.fd(), &mut arg).map_err(|e| CallError::new("since", e))
+    }
+
+    /// Ranges of bytes of an image, up to [`abi::MAX_RANGES`], are not needed any more: they read as
+    /// zeros from then on. EINVAL: one is empty, or ends past the device.
+    pub fn snapshot_release(&self, image: DevNum, ranges: &[abi::Range]) -> CallResult<()> {
+        let mut arg = abi::Mark {
+            major: image.major,
+            minor: image.minor,
+            ..Default::default()
+        };
+        ioctl::snapshot_release(self.fd(), &mut arg, ranges)
+            .map_err(|e| CallError::new("snapshot release", e))
     }
 
     /// What was kept with a snapshot by [`CreateOptions::note`].

@@ -221,15 +221,35 @@ pub fn mark(fd: BorrowedFd<'_>, arg: &mut abi::Mark, ranges: &[abi::Range]) -> R
 }
 
 /// `BDSNAP_IOC_RECORD`.
-pub fn record(fd: BorrowedFd<'_>, major: u32, minor: u32) -> Result<()> {
+pub fn record(fd: BorrowedFd<'_>, flags: u32, major: u32, minor: u32) -> Result<()> {
     let mut arg = abi::Record {
         size: size_of::<abi::Record>(),
-        flags: 0,
+        flags,
         major,
         minor,
     };
     // SAFETY: the struct of this ioctl; it holds no address.
     unsafe { update::<{ op::RECORD }, _>(fd, &mut arg) }
+}
+
+/// `BDSNAP_IOC_SINCE`.
+pub fn since(fd: BorrowedFd<'_>, arg: &mut abi::Since) -> Result<()> {
+    arg.size = size_of::<abi::Since>();
+    // SAFETY: the struct of this ioctl; it holds no address.
+    unsafe { update::<{ op::SINCE }, _>(fd, arg) }
+}
+
+/// `BDSNAP_IOC_SNAPSHOT_RELEASE` of `ranges`.
+pub fn snapshot_release(
+    fd: BorrowedFd<'_>,
+    arg: &mut abi::Mark,
+    ranges: &[abi::Range],
+) -> Result<()> {
+    arg.size = size_of::<abi::Mark>();
+    arg.ranges = ranges.as_ptr() as u64;
+    arg.count = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
+    // SAFETY: the struct of this ioctl; the kernel only reads the `count` ranges.
+    unsafe { update::<{ op::SNAPSHOT_RELEASE }, _>(fd, arg) }
 }
 
 /// `BDSNAP_IOC_FREE` of `ranges`.

@@ -48,6 +48,17 @@ pub fn parse_range(text: &str) -> Result<abi::Range> {
     Ok(range)
 }
 
+/// The same of several, at most [`abi::MAX_RANGES`].
+pub fn parse_ranges(texts: &[String]) -> Result<Vec<abi::Range>> {
+    if texts.len() > abi::MAX_RANGES as usize {
+        return Err(Error::usage(format!(
+            "at most {} ranges at a time",
+            abi::MAX_RANGES
+        )));
+    }
+    texts.iter().map(|text| parse_range(text)).collect()
+}
+
 /// A size for people: "1.5 GiB".
 pub fn human(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -3,6 +3,8 @@
 use crate::abi;
 use crate::blockdev::BlockDevice;
 use crate::blockdev::Sysfs;
+use crate::changes;
+use crate::changes::Query;
 use crate::device::CallError;
 use crate::device::CallResult;
 use crate::device::Control;
@@ -50,6 +52,17 @@ pub enum SkipFree {
     Off,
 }
 
+/// The snapshot after which what changes is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Since {
+    /// Its number.
+    pub number: u64,
+    /// The generation of the change map; `None`: any.
+    pub generation: Option<Uuid>,
+    /// Where that can't be had: all of the device instead of an error.
+    pub or_all: bool,
+}
+
 /// What [`create`] is asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
@@ -63,6 +76,8 @@ pub struct Request {
     pub skip_free: SkipFree,
     /// Bytes that are copied together, a power of two; `None`: as fits the devices.
     pub run: Option<u32>,
+    /// Of each of the devices, only what changed since then; empty: all of all.
+    pub since: Vec<Option<Since>>,
     /// Freeze nothing: the snapshot is what a power failure would leave.
     pub no_freeze: bool,
     /// A directory of hooks.
@@ -84,6 +99,8 @@ pub struct CreatedDevice {
     pub generation: Uuid,
     /// Number of the cut.
     pub number: u64,
+    /// The image has only what changed after this snapshot, and zeros else; `None`: all.
+    pub since: Option<u64>,
     /// As the caller named it.
     pub given: PathBuf,
     /// The origin.
@@ -170,7 +187,12 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
     let store = store::hand_over(control, materials, run_size(&sysfs, &devices, request.run))?;
     crate::freeze::write_back(&targets.opened);
     let order = stack.order();
+    // What an attempt before this one has left does not count.
+    for device in &devices {
+        let _ = control.record_end(device.num);
+    }
     skip_free(control, &sysfs, &devices, &targets, request.skip_free)?;
+    only_changed(control, &devices, &request.since)?;
     let mut items: Vec<abi::SnapshotDevice> = order
         .iter()
         .map(|&i| abi::SnapshotDevice {
@@ -208,10 +230,18 @@ pub fn create(control: &Control, request: &Request, signals: &Signals) -> Result
     };
     notes.extend(warnings);
     tracking.keep();
+    // (By the kernel's word: a generation may have begun in between.)
+    let versions = control.versions(Uuid::from_bytes(arg.id));
+    let versions = versions.map_err(|e| e.on(Uuid::from_bytes(arg.id)))?;
+    let since = |device: &BlockDevice| {
+        let mut versions = versions.iter().cloned().map(Version::from);
+        let version = versions.find(|v| v.origin == device.num);
+        version.and_then(|v| v.since)
+    };
     let mut created: Vec<(usize, CreatedDevice)> = order
         .iter()
         .zip(&items)
-        .map(|(&i, item)| (i, created_device(&devices[i], item)))
+        .map(|(&i, item)| (i, created_device(&devices[i], item, since(&devices[i]))))
         .collect();
     created.sort_by_key(|(i, _)| *i);
     let created: Vec<CreatedDevice> = created.into_iter().map(|(_, device)| device).collect();
@@ -376,6 +406,43 @@ fn skip_free(
     Ok(())
 }
 
+/// Has only what changed kept of the devices, where `since` says so of them; what is written up to the cut
+/// is, too: that is recorded.
+fn only_changed(control: &Control, devices: &[BlockDevice], since: &[Option<Since>]) -> Result<()> {
+    for (device, since) in devices.iter().zip(since) {
+        let Some(since) = since else {
+            continue;
+        };
+        let path = device.path();
+        let recorded = control.record(device.num);
+        let told =
+            recorded.and_then(|()| control.since(device.num, since.generation, since.number));
+        match told {
+            Ok(()) => {}
+            Err(_) if since.or_all => {}
+            Err(e) if e.errno == Errno::STALE => {
+                // The map says more of that.
+                let query = Query {
+                    device: device.num,
+                    generation: since.generation,
+                    since: since.number,
+                    live: true,
+                };
+                changes::extents(control, query, &path)?;
+                return Err(e.on(path));
+            }
+            Err(e) if e.errno == Errno::BUSY => {
+                return Err(Error::busy(format!(
+                    "snapshot: {path}: somebody else is just taking a snapshot of it"
+                ))
+                .hint("try again"));
+            }
+            Err(e) => return Err(e.on(path)),
+        }
+    }
+    Ok(())
+}
+
 /// The kernel call. While it runs file systems are frozen: this process must not touch a file,
 /// and its memory is locked, so that no page of it has to be read from one.
 fn cut(
@@ -433,8 +500,13 @@ fn explain(
     error.on(subject.unwrap_or_else(all))
 }
 
-fn created_device(origin: &BlockDevice, item: &abi::SnapshotDevice) -> CreatedDevice {
+fn created_device(
+    origin: &BlockDevice,
+    item: &abi::SnapshotDevice,
+    since: Option<u64>,
+) -> CreatedDevice {
     CreatedDevice {
+        since,
         device: origin.path(),
         image: crate::blockdev::dev_path(&abi::text(&item.image_name)),
         size: item.device_size,
@@ -471,15 +543,15 @@ pub fn delete(control: &Control, id: Uuid, force: bool) -> CallResult<()> {
     }
 }
 
-/// Fails if a version of snapshot `id` can't be trusted any more: [`crate::error::Kind::Damaged`].
-pub fn check(control: &Control, id: Uuid, origin: DevNum) -> Result<()> {
+/// A version of snapshot `id`; fails if it can't be trusted any more: [`crate::error::Kind::Damaged`].
+pub fn check(control: &Control, id: Uuid, origin: DevNum) -> Result<Version> {
     let versions = control.versions(id).map_err(|e| e.on(id))?;
     let version = versions
         .into_iter()
         .map(Version::from)
         .find(|v| v.origin == origin);
     match version {
-        Some(version) if version.state == "ok" => Ok(()),
+        Some(version) if version.state == "ok" => Ok(version),
         Some(version) => Err(damaged(&version)),
         None => Err(Error::not_found(format!("snapshot {id} is gone")).code("no-snapshot")),
     }

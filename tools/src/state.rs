@@ -71,6 +71,12 @@ pub struct Version {
     pub bytes_not_kept: u64,
     /// Bytes that read as zeros: free in the file system at the cut. 0: all is kept.
     pub bytes_free: u64,
+    /// Not changed after [`Version::since`], and not free: reads as zeros.
+    pub bytes_unneeded: u64,
+    /// Released by a reader: reads as zeros.
+    pub bytes_released: u64,
+    /// It has only what changed after this snapshot; `None`: all.
+    pub since: Option<u64>,
     /// How often the image is open.
     pub openers: u32,
     /// The origin's kernel name.
@@ -187,6 +193,9 @@ impl From<abi::VersionInfo> for Version {
             bytes_lost: info.bytes_lost,
             bytes_not_kept: info.bytes_not_kept,
             bytes_free: info.bytes_free,
+            bytes_unneeded: info.bytes_unneeded,
+            bytes_released: info.bytes_released,
+            since: (info.flags & abi::VERSION_SINCE != 0).then_some(info.since),
             openers: info.openers,
             name,
             origin: DevNum {

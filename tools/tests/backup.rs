@@ -14,6 +14,7 @@ use bdsnap::backup::Progress;
 use bdsnap::backup::Silent;
 use bdsnap::changes::push;
 use bdsnap::changes::Changes;
+use bdsnap::changes::Extent;
 use bdsnap::error::Error;
 use bdsnap::error::Kind;
 use bdsnap::error::Result;
@@ -26,6 +27,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::sync::Mutex;
 use uuid::Uuid;
 
 const BLOCK: u64 = 4096;
@@ -41,6 +43,8 @@ struct Fake {
     fails_at: Option<u64>,
     damaged: bool,
     read: AtomicU64,
+    /// What has been released: nobody may read it any more.
+    released: Mutex<Vec<Extent>>,
     seed: u64,
 }
 
@@ -59,10 +63,12 @@ impl Fake {
                 generation: Uuid::from_u128(1),
                 number: 1,
                 block_size: BLOCK as u32,
+                since: None,
             },
             fails_at: None,
             damaged: false,
             read: AtomicU64::new(0),
+            released: Mutex::new(Vec::new()),
             seed: size,
         };
         fake.change(20);
@@ -96,6 +102,7 @@ impl Fake {
             }
         }
         self.info.number += 1;
+        self.released.get_mut().unwrap().clear();
     }
 
     /// Discards blocks, which keep rubbish, in the interval that the next `change` ends.
@@ -138,11 +145,27 @@ impl Source for Fake {
             return Err(io::Error::other("EIO"));
         }
         self.read.fetch_add(length as u64, Ordering::Relaxed);
+        let end = offset + length as u64;
+        let released = self.released.lock().unwrap();
+        let overlaps = |e: &&Extent| e.offset < end && offset < e.offset + e.length;
+        assert!(
+            !released.iter().any(|e| overlaps(&e)),
+            "read after its release: {offset}"
+        );
+        drop(released);
         let start = offset as usize;
         buffer
             .get_mut(length)
             .copy_from_slice(&self.bytes[start..start + length]);
         Ok(())
+    }
+
+    fn release(&self, extents: &[Extent]) {
+        self.released.lock().unwrap().extend_from_slice(extents);
+    }
+
+    fn copied(&self) -> u64 {
+        0
     }
 
     fn check(&self) -> Result<()> {
@@ -154,6 +177,8 @@ impl Source for Fake {
 }
 
 fn backup(fake: &Fake, dir: &Path) -> Result<Summary> {
+    // Of a new snapshot.
+    fake.released.lock().unwrap().clear();
     let mut chain = Chain::open(dir, &fake.info.device)?;
     back_up(fake, &mut chain, false, &Silent, &Signals::inert())
 }
@@ -221,6 +246,62 @@ fn chains_of_several_sizes() {
             );
         }
         assert!(&restored(dir.path(), None) == past.last().unwrap());
+    }
+}
+
+/// Whatever kind of point it is, in the end all of the image has been released, once.
+#[test]
+fn releases_behind_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fake = Fake::new((9 << 20) + 4096 + 512);
+    for round in 0..3 {
+        backup(&fake, dir.path()).unwrap();
+        let mut released = std::mem::take(&mut *fake.released.lock().unwrap());
+        released.sort_by_key(|e| e.offset);
+        let mut at = 0;
+        for extent in released {
+            assert_eq!(extent.offset, at, "round {round}");
+            at += extent.length;
+        }
+        assert_eq!(at, fake.info.size);
+        fake.change(2);
+    }
+}
+
+/// An image that has only what changed since the last point makes an increment, and never a full point.
+#[test]
+fn an_image_for_an_increment() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fake = Fake::new(3 << 20);
+    backup(&fake, dir.path()).unwrap();
+    let last = fake.info.number;
+    fake.change(2);
+    let whole = fake.bytes.clone();
+    // What did not change since then is not kept, but for what shares a cluster with what did.
+    const PER: usize = 65536 / BLOCK as usize;
+    for cluster in 0..fake.map.len() / PER {
+        if fake.map[cluster * PER..(cluster + 1) * PER]
+            .iter()
+            .all(|n| *n <= last)
+        {
+            fake.bytes[cluster * 65536..(cluster + 1) * 65536].fill(0);
+        }
+    }
+    assert!(fake.bytes != whole);
+    fake.info.since = Some(last);
+    assert_eq!(
+        backup(&fake, dir.path()).unwrap().kind,
+        PointKind::Incremental
+    );
+    assert!(restored(dir.path(), None) == whole);
+    for spoil in [0, 1] {
+        fake.change(1);
+        match spoil {
+            0 => fake.info.generation = Uuid::from_u128(2),
+            _ => fs::remove_file(dir.path().join("point-0002.qcow2")).unwrap(),
+        }
+        assert_eq!(backup(&fake, dir.path()).unwrap_err().code, "increment");
+        fake.info.generation = Uuid::from_u128(1);
     }
 }
 

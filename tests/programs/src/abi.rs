@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 /// Path of the control device.
 pub const DEVICE: &str = "/dev/bdsnap";
 /// All BDSNAP_FEATURE_ bits
-pub const FEATURES: u64 = 3;
+pub const FEATURES: u64 = 15;
 /// BDSNAP_MAP_DISCARDS
 pub const MAP_DISCARDS: u32 = 2;
 /// BDSNAP_MAP_DISCARDED
@@ -77,13 +77,17 @@ pub const MARK: Ioctl = ioc("MARK", 0x31, 32);
 pub const RECORD: Ioctl = ioc("RECORD", 0x32, 16);
 /// BDSNAP_IOC_FREE
 pub const FREE: Ioctl = ioc("FREE", 0x33, 32);
+/// BDSNAP_IOC_SNAPSHOT_RELEASE
+pub const SNAPSHOT_RELEASE: Ioctl = ioc("SNAPSHOT_RELEASE", 0x26, 32);
+/// BDSNAP_IOC_SINCE
+pub const SINCE: Ioctl = ioc("SINCE", 0x34, 40);
 /// BDSNAP_IOC_EVENTS
 pub const EVENTS: Ioctl = ioc("EVENTS", 0x40, 16);
 /// BDSNAP_IOC_SERVE
 pub const SERVE: Ioctl = ioc("SERVE", 0x41, 16);
 
 /// All of them.
-pub const ALL: [Ioctl; 18] = [
+pub const ALL: [Ioctl; 20] = [
     VERSION,
     TRACK,
     UNTRACK,
@@ -102,6 +106,8 @@ pub const ALL: [Ioctl; 18] = [
     SERVE,
     RECORD,
     FREE,
+    SNAPSHOT_RELEASE,
+    SINCE,
 ];
 
 /// Bytes of struct bdsnap_origin_info.
@@ -111,7 +117,7 @@ pub const SNAPSHOT_DEVICE: u32 = 80;
 /// Bytes of struct bdsnap_snapshot_info.
 pub const SNAPSHOT_INFO: u32 = 120;
 /// Bytes of struct bdsnap_version_info.
-pub const VERSION_INFO: u32 = 160;
+pub const VERSION_INFO: u32 = 184;
 /// Bytes of struct bdsnap_event.
 pub const EVENT: usize = 104;
 
@@ -232,6 +238,10 @@ pub mod at {
     pub const MARK_RANGES: usize = 16;
     /// MARK: count
     pub const MARK_COUNT: usize = 24;
+    /// SINCE: generation
+    pub const SINCE_GENERATION: usize = 16;
+    /// SINCE: since
+    pub const SINCE_NUMBER: usize = 32;
     /// MARK: reserved
     pub const MARK_RESERVED: usize = 28;
     /// EVENTS: fd

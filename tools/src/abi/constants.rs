@@ -69,6 +69,14 @@ abi_constants! {
     MAX_EVENTS = "BDSNAP_MAX_EVENTS": u32 = 256;
     /// IOC_EVENTS is there.
     FEATURE_EVENTS = "BDSNAP_FEATURE_EVENTS": u32 = 1 << 1;
+    /// IOC_SNAPSHOT_RELEASE is there.
+    FEATURE_RELEASE = "BDSNAP_FEATURE_RELEASE": u32 = 1 << 2;
+    /// IOC_SINCE is there.
+    FEATURE_SINCE = "BDSNAP_FEATURE_SINCE": u32 = 1 << 3;
+    /// RECORD: end the recording.
+    RECORD_END = "BDSNAP_RECORD_END": u32 = 1 << 0;
+    /// Of a version: for an increment only.
+    VERSION_SINCE = "BDSNAP_VERSION_SINCE": u32 = 1 << 0;
     /// A generation begins.
     EVENT_TRACKED = "BDSNAP_EVENT_TRACKED": u32 = 1;
     /// An origin is not tracked any more.

@@ -57,6 +57,10 @@ pub struct Summary {
     pub seconds: f64,
     /// Number of the cut.
     pub number: u64,
+    /// The snapshot had only what changed after this one; `None`: all.
+    pub since: Option<u64>,
+    /// Bytes copied to its store, all in all.
+    pub bytes_copied: u64,
     /// Generation of the change map.
     pub generation: Uuid,
 }
@@ -107,6 +111,7 @@ pub fn back_up(
     let mut partial = Partial(Some(path.clone()));
     let backing = plan.base.as_ref().map(|p| p.file.as_str());
     let writer = Writer::create(&path, info.size, backing)?;
+    source.release(&changes::without(&whole(info.size), &extents));
     progress.begin(&info.device, bytes_read);
     let copied = dig(&holes, &writer, signals).and_then(|()| {
         copy(
@@ -158,6 +163,8 @@ pub fn back_up(
         discarded_bytes: changes::total(&holes),
         seconds: (start.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
         number: info.number,
+        since: info.since,
+        bytes_copied: source.copied(),
         generation: info.generation,
     })
 }
@@ -166,16 +173,19 @@ pub fn back_up(
 fn plan(source: &dyn Source, chain: &Chain, full: bool) -> Result<Plan> {
     let info = source.info();
     let everything = |reason: String| {
-        let length = info.size;
-        let extents = if length == 0 {
-            Vec::new()
-        } else {
-            vec![Extent { offset: 0, length }]
-        };
+        if let Some(since) = info.since {
+            // It was to be an increment, when the snapshot was taken.
+            return Err(Error::new(Kind::Tracking, format!(
+                "{}: the snapshot has only what changed after {since}, and a full backup is due: {reason}",
+                info.device
+            ))
+            .code("increment")
+            .hint("run the backup again"));
+        }
         Ok(Plan {
             base: None,
             changes: Changes {
-                written: extents,
+                written: whole(info.size),
                 discarded: Vec::new(),
             },
             reason,
@@ -214,6 +224,21 @@ fn plan(source: &dyn Source, chain: &Chain, full: bool) -> Result<Plan> {
         Err(error) if error.kind == Kind::Tracking => everything(error.message),
         Err(error) => Err(error),
     }
+}
+
+/// All of a device of `size` bytes.
+fn whole(size: u64) -> Vec<Extent> {
+    let all = Extent {
+        offset: 0,
+        length: size,
+    };
+    (size > 0).then_some(all).into_iter().collect()
+}
+
+/// The snapshot that the next point of `chain` is to build on, if it has one and its files are there.
+pub fn base(chain: &Chain) -> Option<&Point> {
+    let last = chain.points().last()?;
+    chain.files(last.point).is_ok().then_some(last)
 }
 
 /// Splits extents (at clusters already) into pieces of at most `most` bytes.
@@ -281,6 +306,10 @@ fn copy(
                     }
                 },
             )?;
+            source.release(&[Extent {
+                offset,
+                length: length as u64,
+            }]);
             progress.advance(length as u64);
             signals.check()?;
             // An error here: the reader has read all it wants.

@@ -2,10 +2,12 @@
 
 use super::chain::Chain;
 use super::chain::Lock;
+use super::copy;
 use super::copy::back_up;
 use super::copy::Summary;
 use super::source::Image;
 use super::Progress;
+use crate::blockdev::BlockDevice;
 use crate::blockdev::Sysfs;
 use crate::device::Control;
 use crate::error::Error;
@@ -14,6 +16,7 @@ use crate::signals::Signals;
 use crate::snapshot;
 use crate::snapshot::Created;
 use crate::snapshot::Request;
+use crate::snapshot::Since;
 use serde::Serialize;
 use std::path::Path;
 use std::path::PathBuf;
@@ -66,9 +69,36 @@ pub fn run(
     taken: impl FnOnce(&Created),
 ) -> Result<Report> {
     // Wrong devices shall not make a directory.
-    snapshot::resolve(&Sysfs::default(), &options.request.devices)?;
+    let sysfs = Sysfs::default();
+    let found = snapshot::resolve(&sysfs, &options.request.devices)?;
+    let mut dirs: Vec<PathBuf> = found
+        .iter()
+        .map(|d| chain_dir(&sysfs, options, d))
+        .collect();
+    dirs.sort();
+    if let Some(twice) = dirs.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Error::usage(format!(
+            "two of the devices would be backed up into {}",
+            twice[0].display()
+        ))
+        .hint("back them up into different directories"));
+    }
     let _lock = Lock::take(&options.to)?;
-    let created = snapshot::create(control, &options.request, signals)?;
+    let mut request = options.request.clone();
+    // Who wants to keep the snapshot wants all of it.
+    if !options.full && !options.keep_snapshot {
+        let since = |device: &BlockDevice| {
+            let chain = Chain::read(&chain_dir(&sysfs, options, device)).ok()?;
+            let base = copy::base(&chain)?;
+            Some(Since {
+                number: base.number,
+                generation: Some(base.generation),
+                or_all: true,
+            })
+        };
+        request.since = found.iter().map(since).collect();
+    }
+    let created = snapshot::create(control, &request, signals)?;
     taken(&created);
     let result = devices(control, options, &created, progress, signals);
     let snapshots = crate::state::snapshots(control)?;
@@ -113,11 +143,9 @@ fn devices(
     let sysfs = Sysfs::default();
     let mut summaries = Vec::with_capacity(created.devices.len());
     for device in &created.devices {
-        let name = sysfs.dm_name(device.origin.num);
-        let name = name.unwrap_or_else(|| device.origin.name.clone());
-        let dir = options.to.join(directory(&name));
+        let dir = chain_dir(&sysfs, options, &device.origin);
         let mut chain = Chain::open(&dir, &device.device)?;
-        let image = Image::open(control, created, device)?;
+        let image = Image::open(control, created, device, !options.keep_snapshot)?;
         summaries.push(back_up(
             &image,
             &mut chain,
@@ -127,6 +155,13 @@ fn devices(
         )?);
     }
     Ok(summaries)
+}
+
+/// Where the chain of a device is.
+fn chain_dir(sysfs: &Sysfs, options: &Options, device: &BlockDevice) -> PathBuf {
+    let name = sysfs.dm_name(device.num);
+    let name = name.unwrap_or_else(|| device.name.clone());
+    options.to.join(directory(&name))
 }
 
 /// The name of a device's directory.

@@ -1,8 +1,10 @@
 //! What is backed up: one device of a snapshot.
 
 use super::buffer::Aligned;
+use crate::abi::Range;
 use crate::changes;
 use crate::changes::Changes;
+use crate::changes::Extent;
 use crate::changes::Query;
 use crate::device::Control;
 use crate::error::Error;
@@ -10,6 +12,7 @@ use crate::error::Result;
 use crate::snapshot;
 use crate::snapshot::Created;
 use crate::snapshot::CreatedDevice;
+use crate::state::Version;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
 use std::fs::File;
@@ -33,6 +36,8 @@ pub struct Info {
     pub number: u64,
     /// Bytes of a CBT block.
     pub block_size: u32,
+    /// It has only what changed after this snapshot, and zeros else.
+    pub since: Option<u64>,
 }
 
 /// One device of a snapshot, as the backup sees it.
@@ -47,6 +52,12 @@ pub trait Source: Sync {
     /// Reads the first `length` bytes of `buffer` from `offset`.
     fn read(&self, buffer: &mut Aligned, length: usize, offset: u64) -> std::io::Result<()>;
 
+    /// These parts are not needed, or have been read.
+    fn release(&self, extents: &[Extent]);
+
+    /// Bytes copied for it by now.
+    fn copied(&self) -> u64;
+
     /// Fails if what was read can't be trusted: [`crate::error::Kind::Damaged`].
     fn check(&self) -> Result<()>;
 }
@@ -58,14 +69,18 @@ pub struct Image<'a> {
     device: &'a CreatedDevice,
     info: Info,
     file: File,
+    /// Whether parts are released that are not needed any more.
+    release: bool,
 }
 
 impl<'a> Image<'a> {
-    /// Opens the image of `device` for reading past the page cache, where it lets itself be.
+    /// Opens the image of `device` for reading past the page cache, where it lets itself be; `release`:
+    /// nobody else wants to read it.
     pub fn open(
         control: &'a Control,
         created: &Created,
         device: &'a CreatedDevice,
+        release: bool,
     ) -> Result<Self> {
         let open = |flags| {
             let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC;
@@ -101,8 +116,10 @@ impl<'a> Image<'a> {
                 generation: device.generation,
                 number: device.number,
                 block_size: head.block_size,
+                since: device.since,
             },
             file: File::from(fd),
+            release,
         })
     }
 }
@@ -126,7 +143,38 @@ impl Source for Image<'_> {
         self.file.read_exact_at(buffer.get_mut(length), offset)
     }
 
+    fn release(&self, extents: &[Extent]) {
+        if !self.release {
+            return;
+        }
+        let range = |e: &Extent| Range {
+            offset: e.offset,
+            length: e.length,
+        };
+        let ranges: Vec<Range> = extents.iter().map(range).collect();
+        for ranges in ranges.chunks(crate::abi::MAX_RANGES as usize) {
+            // It only saves work.
+            let _ = self.control.snapshot_release(self.device.image_num, ranges);
+        }
+    }
+
+    fn copied(&self) -> u64 {
+        let versions = self.control.versions(self.info.snapshot);
+        let mut versions = versions.unwrap_or_default().into_iter().map(Version::from);
+        let own = versions.find(|v| v.origin == self.device.origin.num);
+        own.map_or(0, |v| v.bytes_copied)
+    }
+
     fn check(&self) -> Result<()> {
-        snapshot::check(self.control, self.info.snapshot, self.device.origin.num)
+        let version = snapshot::check(self.control, self.info.snapshot, self.device.origin.num)?;
+        if !self.release && version.bytes_released > 0 {
+            return Err(Error::new(
+                crate::error::Kind::Damaged,
+                format!("somebody has released parts of {}", self.device.image),
+            )
+            .code("released")
+            .hint("they read as zeros: run the backup again"));
+        }
+        Ok(())
     }
 }

@@ -1,12 +1,11 @@
 //! `bdsnap mark`.
 
 use crate::output;
-use bdsnap::abi;
 use bdsnap::blockdev::Sysfs;
 use bdsnap::device::Control;
 use bdsnap::error::Error;
 use bdsnap::error::Result;
-use bdsnap::size::parse_range;
+use bdsnap::size::parse_ranges;
 use rustix::io::Errno;
 use serde_json::json;
 use std::path::PathBuf;
@@ -25,14 +24,7 @@ pub struct Args {
 
 /// Marks all the ranges, or none where one is bad.
 pub fn run(args: &Args, json: bool) -> Result<()> {
-    let ranges = args.range.iter().map(|text| parse_range(text));
-    let ranges = ranges.collect::<Result<Vec<_>>>()?;
-    if ranges.len() > abi::MAX_RANGES as usize {
-        return Err(Error::usage(format!(
-            "at most {} ranges at a time",
-            abi::MAX_RANGES
-        )));
-    }
+    let ranges = parse_ranges(&args.range)?;
     let sysfs = Sysfs::default();
     let device = sysfs.resolve(&args.device)?;
     let control = Control::open()?;

@@ -10,6 +10,7 @@ pub mod restore;
 pub mod service;
 pub mod snapshot;
 mod snapshot_create;
+mod snapshot_release;
 pub mod status;
 pub mod track;
 pub mod udev_import;

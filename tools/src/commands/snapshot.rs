@@ -1,6 +1,7 @@
-//! `bdsnap snapshot list`, `show` and `delete`; `create` has its own file.
+//! `bdsnap snapshot list`, `show` and `delete`; `create` and `release` have their own files.
 
 use super::snapshot_create;
+use super::snapshot_release;
 use super::status::print_snapshots;
 use crate::output;
 use crate::output::row;
@@ -30,6 +31,8 @@ pub enum Command {
         /// Its id, or the beginning of it.
         id: String,
     },
+    /// Say that parts of an image have been read and are not needed any more.
+    Release(snapshot_release::Args),
     /// Delete snapshots; one that is gone already is no error.
     Delete(DeleteArgs),
 }
@@ -59,6 +62,7 @@ pub fn run(command: &Command, json: bool) -> Result<()> {
         Command::Create(args) => snapshot_create::run(args, json),
         Command::List => list(json),
         Command::Show { id } => show(id, json),
+        Command::Release(args) => snapshot_release::run(args, json),
         Command::Delete(args) => delete(args, json),
     }
 }
@@ -109,7 +113,8 @@ fn print(snapshot: &Snapshot) {
         row(["", &outlook(&store)]),
     ]);
     let head = [
-        "DEVICE", "IMAGE", "SIZE", "NUMBER", "STATE", "FREE", "COPIED", "LOST", "OPEN",
+        "DEVICE", "IMAGE", "SIZE", "NUMBER", "SINCE", "STATE", "FREE", "UNNEEDED", "RELEASED",
+        "COPIED", "LOST", "OPEN",
     ];
     let mut rows = vec![row(head)];
     for version in &snapshot.devices {
@@ -118,8 +123,11 @@ fn print(snapshot: &Snapshot) {
             &version.image,
             &human(version.size),
             &version.number.to_string(),
+            &version.since.map_or("-".to_owned(), |n| n.to_string()),
             version.error.unwrap_or(version.state),
             &human(version.bytes_free),
+            &human(version.bytes_unneeded),
+            &human(version.bytes_released),
             &human(version.bytes_copied),
             &human(version.bytes_lost),
             &version.openers.to_string(),

@@ -4,13 +4,16 @@ use crate::cli::SnapshotArgs;
 use crate::output;
 use crate::output::row;
 use bdsnap::device::Control;
+use bdsnap::error::Error;
 use bdsnap::error::Result;
 use bdsnap::signals::Signals;
 use bdsnap::size::human;
 use bdsnap::snapshot;
 use bdsnap::snapshot::Created;
 use bdsnap::snapshot::Request;
+use bdsnap::snapshot::Since;
 use std::path::PathBuf;
+use uuid::Uuid;
 
 /// Arguments of `snapshot create`.
 #[derive(clap::Args, Debug)]
@@ -18,6 +21,7 @@ use std::path::PathBuf;
 Example:
   bdsnap snapshot create /dev/vdb1 /dev/vdc
   bdsnap --json snapshot create /dev/vg/db --store file:/var/lib/bdsnap,size=4G --hooks /etc/bdsnap
+  bdsnap snapshot create /dev/vdb --since 12
   bdsnap snapshot create /dev/vdb --store mem:512M --store dev:/dev/vdd --store file:/var/lib/bdsnap,size=2G
 
 Hooks get pre-freeze or post-thaw as argument, and BDSNAP_DEVICES, BDSNAP_STAGE and (post-thaw)
@@ -27,6 +31,13 @@ pub struct Args {
     /// Block devices; what is not tracked yet will be.
     #[arg(required = true, value_name = "DEV")]
     devices: Vec<PathBuf>,
+    /// Keep only what changed after snapshot N of the device, for an incremental backup: the rest of
+    /// the image reads as zeros. Of one device only.
+    #[arg(long, value_name = "N")]
+    since: Option<u64>,
+    /// The generation that N belongs to; without it the present one.
+    #[arg(long, value_name = "UUID", requires = "since")]
+    generation: Option<Uuid>,
     #[command(flatten)]
     snapshot: SnapshotArgs,
 }
@@ -34,7 +45,23 @@ pub struct Args {
 impl Args {
     /// What is asked for.
     pub fn request(&self) -> Result<Request> {
-        self.snapshot.request(&self.devices)
+        let request = self.snapshot.request(&self.devices)?;
+        if self.since.is_some() && self.devices.len() != 1 {
+            return Err(
+                Error::usage("--since is for one device: each counts its own")
+                    .code("since")
+                    .hint("bdsnap backup does this for several devices at once"),
+            );
+        }
+        let since = self.since.map(|number| Since {
+            number,
+            generation: self.generation,
+            or_all: false,
+        });
+        Ok(Request {
+            since: vec![since],
+            ..request
+        })
     }
 }
 
@@ -75,6 +102,14 @@ pub fn report(created: &Created) {
         created.gate_ms,
         human(created.store.capacity)
     );
+    for device in &created.devices {
+        if let Some(since) = device.since {
+            eprintln!(
+                "bdsnap: {} has only what changed after snapshot {since}",
+                device.image
+            );
+        }
+    }
     for warning in &created.warnings {
         eprintln!("bdsnap: warning: {warning}");
     }

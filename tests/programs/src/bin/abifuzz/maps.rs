@@ -238,13 +238,73 @@ impl Checks {
         }
     }
 
-    /// RECORD and FREE.
+    /// What is wrong with an ioctl that takes ranges of a device of this size.
+    fn bad_ranges(&mut self, good: &abi::Arg) {
+        let ranges = |list: &[(u64, u64)]| {
+            let pairs = list.iter().flat_map(|r| [r.0, r.1]);
+            pairs.flat_map(u64::to_ne_bytes).collect::<Vec<u8>>()
+        };
+        let size = self.size;
+        let a = good.clone().u32(at::MARK_RESERVED, 1);
+        self.expect("reserved 1", &a, &[EINVAL]);
+        for r in [
+            (0, 0),
+            (size, 512),
+            (0, size + 512),
+            (u64::MAX - 511, 512),
+            (512, u64::MAX - 511),
+        ] {
+            let mut bad = ranges(&[(0, 65536), r]);
+            let a = good.clone().u32(at::MARK_COUNT, 2);
+            let a = a.u64(at::MARK_RANGES, bad.as_mut_ptr() as u64);
+            self.expect(&format!("a good range, then {r:?}"), &a, &[EINVAL]);
+        }
+        for n in [0, abi::MAX_RANGES + 1, u32::MAX] {
+            let a = good.clone().u32(at::MARK_COUNT, n);
+            self.expect(&format!("{n} ranges"), &a, &[EINVAL]);
+        }
+        for addr in [0, u64::MAX - 7, self.cliff.edge()] {
+            let a = good.clone().u64(at::MARK_RANGES, addr);
+            self.expect(&format!("ranges at {addr:#x}"), &a, &[EFAULT]);
+        }
+    }
+
+    /// SNAPSHOT_RELEASE of an image of the device.
+    pub fn release(&mut self, image: Dev) {
+        let mut one = [0u64, 4095].map(u64::to_ne_bytes).concat();
+        let good = abi::SNAPSHOT_RELEASE
+            .arg()
+            .dev(self.dev)
+            .u32(at::MARK_COUNT, 1)
+            .u64(at::MARK_RANGES, one.as_mut_ptr() as u64);
+        self.expect("SNAPSHOT_RELEASE of an origin", &good, &[ENOENT]);
+        let good = good.dev(image);
+        self.common(&good, 0);
+        self.bad_ranges(&good);
+    }
+
+    /// SINCE, where RECORD has been called or not.
+    fn since(&mut self, recorded: bool) {
+        let good = abi::SINCE.arg().dev(self.dev);
+        let other = good.clone().dev(self.other);
+        self.expect("SINCE of an untracked device", &other, &[ENOENT]);
+        self.common(&good, if recorded { 0 } else { ENOENT });
+        for number in [1 << 32, u64::MAX] {
+            let a = good.clone().u64(at::SINCE_NUMBER, number);
+            self.expect(&format!("since {number}"), &a, &[ESTALE]);
+        }
+        let a = good.put(at::SINCE_GENERATION, &[7; 16]);
+        self.expect("another generation", &a, &[ESTALE]);
+    }
+
+    /// RECORD, FREE and SINCE.
     pub fn free(&mut self) {
         let ranges = |list: &[(u64, u64)]| {
             let pairs = list.iter().flat_map(|r| [r.0, r.1]);
             pairs.flat_map(u64::to_ne_bytes).collect::<Vec<u8>>()
         };
         let size = self.size;
+        self.since(false);
         let mut one = ranges(&[(0, size)]);
         let good = abi::FREE
             .arg()
@@ -263,31 +323,18 @@ impl Checks {
             self.judge("FREE by another one", "FREE", r, &[ENOENT]);
         }
         self.common(&good.clone().u32(at::MARK_COUNT, 0), EINVAL);
-        let a = good.clone().u32(at::MARK_RESERVED, 1);
-        self.expect("reserved 1", &a, &[EINVAL]);
-        for r in [
-            (0, 0),
-            (512, 1),
-            (1, 512),
-            (size, 512),
-            (0, size + 512),
-            (u64::MAX - 511, 512),
-            (512, u64::MAX - 511),
-        ] {
-            let mut bad = ranges(&[(0, 65536), r]);
-            let a = good.clone().u32(at::MARK_COUNT, 2);
-            let a = a.u64(at::MARK_RANGES, bad.as_mut_ptr() as u64);
-            self.expect(&format!("a good range, then {r:?}"), &a, &[EINVAL]);
+        for r in [(512, 1), (1, 512)] {
+            let mut bad = ranges(&[r]);
+            let a = good.clone().u64(at::MARK_RANGES, bad.as_mut_ptr() as u64);
+            self.expect(&format!("not whole sectors: {r:?}"), &a, &[EINVAL]);
         }
-        for n in [abi::MAX_RANGES + 1, u32::MAX] {
-            let a = good.clone().u32(at::MARK_COUNT, n);
-            self.expect(&format!("{n} ranges"), &a, &[EINVAL]);
-        }
-        for addr in [0, u64::MAX - 7, self.cliff.edge()] {
-            let a = good.clone().u64(at::MARK_RANGES, addr);
-            self.expect(&format!("ranges at {addr:#x}"), &a, &[EFAULT]);
-        }
+        self.bad_ranges(&good);
         self.expect("a good range", &good, &[0]);
+        self.since(true);
+        let end = record.u32(at::FLAGS, 1);
+        self.expect("RECORD with END", &end, &[0]);
+        self.expect("the same again", &end, &[ENOENT]);
+        self.expect("FREE after that", &good, &[ENOENT]);
     }
 
     /// SNAPSHOT_NOTE and SERVE.

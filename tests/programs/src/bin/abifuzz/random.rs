@@ -77,7 +77,7 @@ fn pointers(io: Ioctl) -> &'static [usize] {
         abi::STORE_ADD => &[at::STORE_BUFFER],
         abi::SNAPSHOT_CREATE => &[at::SNAP_DEVICES, at::SNAP_FREEZE, at::SNAP_NOTE],
         abi::MAP_READ => &[at::MAP_BUFFER],
-        abi::MARK | abi::FREE => &[at::MARK_RANGES],
+        abi::MARK | abi::FREE | abi::SNAPSHOT_RELEASE => &[at::MARK_RANGES],
         abi::SNAPSHOT_NOTE => &[at::NOTE_BUFFER],
         _ => &[],
     }
@@ -145,7 +145,7 @@ impl Fuzz<'_> {
                 .u32(at::LIST_COUNT, self.rng.below(8) as u32)
                 .u32(
                     at::LIST_ITEM,
-                    self.rng.pick(&[8, 80, 112, 120, 152, 160, 256]),
+                    self.rng.pick(&[8, 80, 112, 120, 152, 160, 184, 256]),
                 )
                 .u64(at::LIST_BUFFER, p),
             abi::LIST_VERSIONS => a
@@ -209,8 +209,9 @@ impl Fuzz<'_> {
                 .u64(at::MAP_FIRST, self.rng.below(2000))
                 .u64(at::MAP_COUNT, self.rng.below(2000))
                 .u64(at::MAP_BUFFER, p),
-            abi::RECORD => a.dev(dev),
-            abi::MARK | abi::FREE => {
+            abi::RECORD => a.dev(dev).u32(at::FLAGS, self.rng.below(2) as u32),
+            abi::SINCE => a.dev(dev).u64(at::SINCE_NUMBER, self.rng.below(4)),
+            abi::MARK | abi::FREE | abi::SNAPSHOT_RELEASE => {
                 let n = self.rng.between(1, 4) as usize;
                 for i in 0..n {
                     let (o, l) = (self.rng.below(1 << 20), self.rng.below(1 << 20));
@@ -246,6 +247,8 @@ impl Fuzz<'_> {
                 abi::MARK,
                 abi::RECORD,
                 abi::FREE,
+                abi::SNAPSHOT_RELEASE,
+                abi::SINCE,
             ]
             .contains(&io);
             // Half a pointer changed could well name our own stack.

@@ -141,7 +141,7 @@ impl Checks {
             let defined = match io {
                 abi::UNTRACK | abi::SNAPSHOT_DELETE => bit == 0,
                 abi::MAP_READ => bit <= 1,
-                abi::SERVE => bit == 0,
+                abi::SERVE | abi::RECORD => bit == 0,
                 _ => false,
             };
             if !defined {
@@ -274,6 +274,7 @@ pub fn checks(w: &Where, tmpfs: &str) -> Result<(), String> {
     c.maps(image);
     c.mark();
     c.free();
+    c.release(image);
     c.service(id)?;
     c.events()?;
     c.unprivileged(id)?;

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the reader of an image is done with: it is not copied any more, and what has been copied of it
+//! makes room, but for what older versions need.
+
+use super::chain::Chain;
+use super::chain::Extent;
+use super::chain::Link;
+use super::chain::Place;
+use super::version::Version;
+use crate::kapi::abi;
+use crate::kapi::noio;
+use crate::kapi::slot;
+use crate::kapi::slot::BitPage;
+use crate::kapi::time::Deadline;
+use crate::store::Store;
+use crate::tracker::Tracker;
+use bdsnap_logic::granule;
+use bdsnap_logic::granule::State;
+use bdsnap_logic::units::Granules;
+use bdsnap_logic::units::Sectors;
+use bdsnap_logic::units::Span;
+use core::cell::Cell;
+use kernel::prelude::*;
+use kernel::rbtree::RBTreeNodeReservation;
+use kernel::sync::Arc;
+
+/// Granules that are released at a time, with the chain locked.
+const STEP: u64 = 1 << 13;
+/// Nodes in a [`Room`]: two for each extent.
+const NODES: usize = 64;
+/// Leaves of bitmaps in stock: more than one extent may need.
+const LEAVES: usize = 12;
+
+/// Memory for what has to be recorded of a release: nothing is allocated while the chain is locked, since
+/// who copies would wait for it, and writes for that.
+struct Room {
+    /// Nodes of trees.
+    nodes: KVec<RBTreeNodeReservation<u64, Extent>>,
+    /// Leaves of bitmaps.
+    leaves: KVec<KBox<BitPage>>,
+    /// Stores of slots that were given back: who drops the last reference to one sleeps, and takes locks.
+    stores: KVec<Arc<Store>>,
+}
+
+impl Room {
+    /// Fills it up, and drops what there is to be dropped. ENOMEM. Sleeps.
+    fn refill(&mut self) -> Result {
+        self.stores.clear();
+        // Each of them has used up a node.
+        self.stores.reserve(NODES, GFP_KERNEL)?;
+        while self.nodes.len() < NODES {
+            let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
+            self.nodes.push(node, GFP_KERNEL)?;
+        }
+        refill(&mut self.leaves)
+    }
+
+    /// Takes a node. ENOMEM: there is none left.
+    fn node(&mut self) -> Result<RBTreeNodeReservation<u64, Extent>> {
+        self.nodes.pop().ok_or(ENOMEM)
+    }
+}
+
+/// Fills up a stock of leaves. ENOMEM. May sleep.
+pub(super) fn refill(leaves: &mut KVec<KBox<BitPage>>) -> Result {
+    while leaves.len() < LEAVES {
+        leaves.push(slot::zeroed(GFP_KERNEL)?, GFP_KERNEL)?;
+    }
+    Ok(())
+}
+
+/// How far a release has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// All is released.
+    Done,
+    /// Some of it is just being copied.
+    Copying,
+    /// More room is needed.
+    NoRoom,
+}
+
+/// Releases what of `sectors` is whole granules of a version, which a read of its image keeps in its
+/// chain. Waits for copies of them that are on their way; sleeps.
+///
+/// EIO: it has failed. ETIMEDOUT: those did not get anywhere. EINTR: this process is being killed. ENOMEM.
+/// What has been released by then stays so.
+pub(crate) fn release(tracker: &Arc<Tracker>, version: &Version, sectors: Span<Sectors>) -> Result {
+    let _noio = noio::Scope::enter();
+    let mut room = Room {
+        nodes: KVec::new(),
+        leaves: KVec::new(),
+        stores: KVec::new(),
+    };
+    let mut rest = sectors.inward::<Granules>(version.shift(), version.sectors());
+    let mut result = Ok(());
+    while !rest.is_empty() && result.is_ok() {
+        let (part, others) = rest.split_at(rest.start().saturating_add(STEP));
+        // Nothing of it begins to be copied any more, once that has been looked at.
+        let deadline = Deadline::after_ms(abi::BDSNAP_STALL_MS);
+        let mut progress = Ok(Progress::Copying);
+        let ended = deadline.wait_until(|| {
+            loop {
+                progress = room
+                    .refill()
+                    .and_then(|()| tracker.lock_chain().release(version, part, &mut room));
+                if progress != Ok(Progress::NoRoom) {
+                    break;
+                }
+            }
+            progress != Ok(Progress::Copying) || abi::is_dying()
+        });
+        rest = others;
+        result = match progress {
+            Ok(Progress::Done) if !abi::is_dying() => Ok(()),
+            Ok(_) if ended => Err(EINTR),
+            Ok(_) => Err(ETIMEDOUT),
+            Err(e) => Err(e),
+        };
+    }
+    // Those that wait for room.
+    tracker.kick();
+    result
+}
+
+impl Link {
+    /// Forgets `part` of the extent that it lies in. `node`: for what of it is before that.
+    fn cut_out(&mut self, part: Span<Granules>, node: RBTreeNodeReservation<u64, Extent>) {
+        let Ok((extent, end)) = self.find(part.start()) else {
+            return;
+        };
+        let (first, place) = (extent.first, extent.place.clone());
+        if part.end() >= end {
+            self.extents.remove(&(end - 1));
+        } else if let Some(extent) = self.extents.get_mut(&(end - 1)) {
+            extent.place = place.advanced(part.end() - first);
+            extent.first = part.end();
+        }
+        if let Some(before) = Span::new(first, part.start()).filter(|b| !b.is_empty()) {
+            self.record(node, before, place);
+        }
+    }
+}
+
+impl Chain {
+    /// Releases granules of a version. EIO: it has failed.
+    fn release(
+        &mut self,
+        version: &Version,
+        span: Span<Granules>,
+        room: &mut Room,
+    ) -> Result<Progress> {
+        let index = self.index_of(version).filter(|_| version.is_live());
+        let index = index.ok_or(EIO)?;
+        if version.ensure_kept_from(span, &mut room.leaves).is_err() {
+            return Ok(Progress::NoRoom);
+        }
+        let mut progress = Progress::Done;
+        let mut rest = span;
+        while !rest.is_empty() {
+            let Some(link) = self.links.get(index) else {
+                break;
+            };
+            let (state, upto) = link.state_run(rest);
+            let (run, others) = rest.split_at(upto);
+            rest = others;
+            match state {
+                State::NotKept => (),
+                State::Needed => version.release(run),
+                State::Reading | State::Memory => progress = Progress::Copying,
+                State::Stored | State::Lost => match self.forget_run(index, run, room) {
+                    Ok(true) => (),
+                    Ok(false) => progress = Progress::Copying,
+                    Err(_) => return Ok(Progress::NoRoom),
+                },
+            }
+        }
+        Ok(progress)
+    }
+
+    /// Forgets granules of one extent that is in its place, after having handed them down to those older
+    /// versions that need them; false: not all, since one of these is reading them. ENOMEM: there is no
+    /// room for more; what has been done is.
+    fn forget_run(&mut self, index: usize, run: Span<Granules>, room: &mut Room) -> Result<bool> {
+        let split = self.links.split_at_mut_checked(index + 1);
+        let Some((newer, older)) = split else {
+            return Ok(true);
+        };
+        let Some(link) = newer.last_mut() else {
+            return Ok(true);
+        };
+        let mut rest = run;
+        let mut all = true;
+        while !rest.is_empty() {
+            let Ok((extent, _)) = link.find(rest.start()) else {
+                return Ok(all);
+            };
+            let place = extent.place.advanced(rest.start() - extent.first);
+            let end = Cell::new(rest.end());
+            let states = older.iter().map(|l| {
+                let (state, upto) = l.state_run(rest);
+                end.set(end.get().min(upto));
+                state
+            });
+            let heir = granule::heir(states);
+            let (part, others) = rest.split_at(end.get());
+            rest = others;
+            let heir = heir.and_then(|i| older.get_mut(i));
+            if heir
+                .as_ref()
+                .is_some_and(|h| h.state_run(part).0 == State::Reading)
+            {
+                all = false;
+                continue;
+            }
+            // All that may fail comes first: a slot must not have two owners, nor none.
+            let node = room.node()?;
+            let mut slots = None;
+            match (heir, place) {
+                (Some(heir), place) => {
+                    let own = room.node()?;
+                    heir.version.ensure_from(part, &mut room.leaves)?;
+                    heir.inherit(own, part, place);
+                }
+                (None, Place::Stored { store, slot }) => {
+                    store.ensure_release(slot, part.len(), &mut room.leaves)?;
+                    slots = Some((store, slot));
+                }
+                (None, _) => (),
+            }
+            link.cut_out(part, node);
+            link.version.release(part);
+            // Who still reads there finds out that it has been released.
+            if let Some((store, slot)) = slots {
+                store.release(slot, part.len());
+                // (There is room.)
+                let _ = room.stores.push_within_capacity(store);
+            }
+        }
+        Ok(all)
+    }
+}
