@@ -98,13 +98,7 @@ impl Registry {
 
     /// BDSNAP_IOC_MARK.
     pub(super) fn mark(&self, _session: u64, arg: usize) -> Result {
-        let a = abi::read_arg::<abi::bdsnap_mark>(arg)?;
-        let count_ok = (1..=abi::BDSNAP_MAX_RANGES).contains(&a.count);
-        if a.flags != 0 || a.reserved != 0 || !count_ok {
-            return Err(EINVAL);
-        }
-        let dev = Dev::new(a.major, a.minor)?;
-        let ranges = abi::read_array::<abi::bdsnap_range>(a.ranges, a.count as usize)?;
+        let (dev, ranges) = read_ranges(arg)?;
         let state = self.state.lock();
         let tracker = state.tracker(dev).ok_or(ENOENT)?;
         let mut spans = KVVec::with_capacity(ranges.len(), GFP_KERNEL)?;
@@ -125,6 +119,17 @@ impl Registry {
         }
         Ok(())
     }
+}
+
+/// A struct bdsnap_mark: the device, and its ranges. EINVAL; EFAULT; ENOMEM.
+pub(super) fn read_ranges(arg: usize) -> Result<(Dev, KVVec<abi::bdsnap_range>)> {
+    let a = abi::read_arg::<abi::bdsnap_mark>(arg)?;
+    let count_ok = (1..=abi::BDSNAP_MAX_RANGES).contains(&a.count);
+    if a.flags != 0 || a.reserved != 0 || !count_ok {
+        return Err(EINVAL);
+    }
+    let dev = Dev::new(a.major, a.minor)?;
+    Ok((dev, abi::read_array(a.ranges, a.count as usize)?))
 }
 
 /// Writes the numbers of the blocks asked for to the user's buffer.

@@ -2,6 +2,7 @@
 
 //! Recording what is written before a cut, and what is free.
 
+use super::changes::read_ranges;
 use super::Registry;
 use super::State;
 use crate::cow;
@@ -52,12 +53,7 @@ impl Registry {
 
     /// BDSNAP_IOC_FREE.
     pub(super) fn free(&self, session: u64, arg: usize) -> Result {
-        let a = abi::read_arg::<abi::bdsnap_mark>(arg)?;
-        if a.flags != 0 || a.reserved != 0 || !(1..=abi::BDSNAP_MAX_RANGES).contains(&a.count) {
-            return Err(EINVAL);
-        }
-        let dev = Dev::new(a.major, a.minor)?;
-        let ranges = abi::read_array::<abi::bdsnap_range>(a.ranges, a.count as usize)?;
+        let (dev, ranges) = read_ranges(arg)?;
         let state = self.state.lock();
         let tracker = state.tracker(dev).ok_or(ENOENT)?;
         let span = |range: &abi::bdsnap_range| {

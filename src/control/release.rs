@@ -2,10 +2,10 @@
 
 //! Releasing what the reader of an image is done with.
 
+use super::changes::read_ranges;
 use super::Registry;
 use crate::image::Image;
 use crate::kapi::abi;
-use crate::kapi::bdev::Dev;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use bdsnap_logic::units::SECTOR_SHIFT;
@@ -14,12 +14,7 @@ use kernel::prelude::*;
 impl Registry {
     /// BDSNAP_IOC_SNAPSHOT_RELEASE.
     pub(super) fn snapshot_release(&self, _session: u64, arg: usize) -> Result {
-        let a = abi::read_arg::<abi::bdsnap_mark>(arg)?;
-        if a.flags != 0 || a.reserved != 0 || !(1..=abi::BDSNAP_MAX_RANGES).contains(&a.count) {
-            return Err(EINVAL);
-        }
-        let dev = Dev::new(a.major, a.minor)?;
-        let ranges = abi::read_array::<abi::bdsnap_range>(a.ranges, a.count as usize)?;
+        let (dev, ranges) = read_ranges(arg)?;
         let state = self.state.lock();
         let releaser = state.image(dev).and_then(Image::releaser);
         let releaser = releaser.ok_or(ENOENT)?;

@@ -23,9 +23,6 @@ use kernel::prelude::*;
 use kernel::sync::rcu;
 use kernel::sync::Arc;
 
-/// In a value of the change map: the block was discarded, and not written since.
-const DISCARDED: u32 = abi::BDSNAP_MAP_DISCARDED;
-
 /// How a version is damaged.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Damage {
@@ -397,7 +394,12 @@ impl Version {
     pub(crate) fn truer(&self, sectors: Span<Sectors>, value: u32) -> u32 {
         match &self.spared {
             Some(spared) => match spared.since.and_then(|n| u32::try_from(n).ok()) {
-                Some(since) if value & !DISCARDED > since && spared.is_unchanged(sectors) => since,
+                Some(since)
+                    if value & !abi::BDSNAP_MAP_DISCARDED > since
+                        && spared.is_unchanged(sectors) =>
+                {
+                    since
+                }
                 _ => value,
             },
             None => value,

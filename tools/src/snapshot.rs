@@ -543,14 +543,15 @@ pub fn delete(control: &Control, id: Uuid, force: bool) -> CallResult<()> {
     }
 }
 
-/// A version of snapshot `id`; fails if it can't be trusted any more: [`crate::error::Kind::Damaged`].
+/// A version of snapshot `id`, as it is now; `None`: it is gone.
+pub fn version(control: &Control, id: Uuid, origin: DevNum) -> CallResult<Option<Version>> {
+    let mut versions = control.versions(id)?.into_iter().map(Version::from);
+    Ok(versions.find(|v| v.origin == origin))
+}
+
+/// The same; fails if it can't be trusted any more: [`crate::error::Kind::Damaged`].
 pub fn check(control: &Control, id: Uuid, origin: DevNum) -> Result<Version> {
-    let versions = control.versions(id).map_err(|e| e.on(id))?;
-    let version = versions
-        .into_iter()
-        .map(Version::from)
-        .find(|v| v.origin == origin);
-    match version {
+    match version(control, id, origin).map_err(|e| e.on(id))? {
         Some(version) if version.state == "ok" => Ok(version),
         Some(version) => Err(damaged(&version)),
         None => Err(Error::not_found(format!("snapshot {id} is gone")).code("no-snapshot")),

@@ -12,7 +12,6 @@ use crate::error::Result;
 use crate::snapshot;
 use crate::snapshot::Created;
 use crate::snapshot::CreatedDevice;
-use crate::state::Version;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
 use std::fs::File;
@@ -159,10 +158,8 @@ impl Source for Image<'_> {
     }
 
     fn copied(&self) -> u64 {
-        let versions = self.control.versions(self.info.snapshot);
-        let mut versions = versions.unwrap_or_default().into_iter().map(Version::from);
-        let own = versions.find(|v| v.origin == self.device.origin.num);
-        own.map_or(0, |v| v.bytes_copied)
+        let version = snapshot::version(self.control, self.info.snapshot, self.device.origin.num);
+        version.ok().flatten().map_or(0, |v| v.bytes_copied)
     }
 
     fn check(&self) -> Result<()> {
