@@ -107,7 +107,7 @@ demo: vm-build
 demo-stretch: MIB ?= 2048
 demo-stretch: FS ?= ext4
 demo-stretch: vm-build
-	@COLOR=$$([ -t 1 ] && echo 1) MIB=$(MIB) FS=$(FS) BDSNAP_PASS="COLOR MIB FS" scripts/vm --name demo-stretch --timeout 3000 \
+	@COLOR=$$([ -t 1 ] && echo 1) MIB=$(MIB) FS=$(FS) BDSNAP_PASS="COLOR MIB FS" scripts/vm --name demo-stretch-$(FS) --timeout $$(($(MIB) + 1000)) \
 		--disks $$(($(MIB) * 4 + 1024))M tests/demo/stretch.sh
 
 .PHONY: test test-long test-host test-vm lint bench
