@@ -110,7 +110,7 @@ demo-stretch: vm-build
 	@COLOR=$$([ -t 1 ] && echo 1) MIB=$(MIB) FS=$(FS) BDSNAP_PASS="COLOR MIB FS" scripts/vm --name demo-stretch-$(FS) --timeout $$(($(MIB) + 1000)) \
 		--disks $$(($(MIB) * 4 + 1024))M tests/demo/stretch.sh
 
-.PHONY: test test-long test-host test-vm lint bench
+.PHONY: test test-long test-host test-vm fuzz lint bench
 test:
 	@scripts/test
 # with all VM tests, also those of which "make test" takes a few by lot
@@ -121,6 +121,9 @@ test-vm: vm-build
 	@tests/vm/run-tests $(T)
 test-host:
 	@scripts/test --host
+# libFuzzer on the decisions of src/logic: make fuzz [SECONDS=60]
+fuzz:
+	@scripts/fuzz $(SECONDS)
 lint:
 	@scripts/lint
 bench: vm-build
