@@ -19,6 +19,7 @@ use bdsnap_logic::units::Blocks;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use core::sync::atomic::fence;
+use core::sync::atomic::AtomicBool;
 use core::sync::atomic::AtomicU8;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
@@ -32,6 +33,8 @@ pub(crate) struct Kinds {
     sectors: u64,
     /// Their bytes.
     pages: KVVec<Slot<BytePage>>,
+    /// Whether there has been any discard: set before its page is looked for, and never taken back.
+    any: AtomicBool,
 }
 
 impl Kinds {
@@ -46,6 +49,7 @@ impl Kinds {
                 shift,
                 sectors,
                 pages,
+                any: AtomicBool::new(false),
             },
             GFP_KERNEL,
         )?)
@@ -71,7 +75,7 @@ impl Kinds {
     /// Blocks of one page are about to be written. Any context.
     #[inline]
     pub(super) fn writing(&self, blocks: Span<Blocks>) {
-        if blocks.is_empty() {
+        if blocks.is_empty() || !self.any.load(Ordering::Relaxed) {
             return;
         }
         if let Some(kinds) = self.bytes(blocks) {
@@ -84,6 +88,9 @@ impl Kinds {
     pub(super) fn discarding(&self, blocks: Span<Blocks>) {
         if blocks.is_empty() {
             return;
+        }
+        if !self.any.load(Ordering::Relaxed) {
+            self.any.store(true, Ordering::Relaxed);
         }
         let (page, _) = place(blocks.start());
         if let Some(slot) = self.pages.get(page).filter(|s| s.get().is_none()) {
@@ -125,8 +132,11 @@ impl Watch for Kinds {
     fn ended(&self, change: Change, span: Span<Sectors>, ok: bool) {
         let change = if ok { change } else { Change::Write };
         // Either a discard of the same blocks that begins now finds what was written on the
-        // device, or its marks are found here.
+        // device, or its marks are found here (`any` is one of them).
         fence(Ordering::SeqCst);
+        if !self.any.load(Ordering::Relaxed) {
+            return;
+        }
         let parts = self.parts(change, span);
         for written in [parts.head, parts.tail] {
             for piece in pieces(written) {

@@ -24,6 +24,7 @@ use bdsnap_logic::units::Blocks;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use core::sync::atomic::AtomicU64;
+use core::sync::atomic::AtomicU8;
 use core::sync::atomic::Ordering;
 use kernel::new_mutex;
 use kernel::prelude::*;
@@ -44,6 +45,8 @@ pub(crate) struct Map {
     kinds: Arc<Kinds>,
     /// The mark number, which writes are marked with now.
     mark: AtomicU64,
+    /// The byte for it.
+    code: AtomicU8,
     /// The numbers.
     #[pin]
     clock: Mutex<Clock>,
@@ -135,6 +138,7 @@ impl Map {
             kinds,
             blocks,
             mark: AtomicU64::new(1),
+            code: AtomicU8::new(cbt::code(1)),
             clock <- new_mutex!(Clock::new()),
         })
     }
@@ -173,11 +177,23 @@ impl Map {
     /// context that may take memory with GFP_NOWAIT.
     #[inline]
     pub(crate) fn mark(&self, change: Change, span: Span<Sectors>, aside: Option<Aside<'_>>) {
-        let code = cbt::code(self.mark.load(Ordering::Relaxed));
-        let parts = self.kinds.parts(change, span);
-        let end = parts.tail.end().min(self.blocks);
-        for piece in pieces(Span::new(parts.head.start(), end).unwrap_or(Span::EMPTY)) {
-            self.mark_piece(piece, &parts, code, aside);
+        let code = self.code.load(Ordering::Relaxed);
+        let (written, discarded) = match change {
+            Change::Write => (span.outward::<Blocks>(self.shift()), None),
+            Change::Discard => {
+                let parts = self.kinds.parts(change, span);
+                let all = Span::new(parts.head.start(), parts.tail.end());
+                (all.unwrap_or(Span::EMPTY), Some(parts))
+            }
+        };
+        let (blocks, _) = written.split_at(self.blocks);
+        let (page, first) = place(blocks.start());
+        if first as u64 + blocks.len() <= PAGE_BYTES as u64 {
+            return self.mark_piece(page, first, blocks, discarded.as_ref(), code, aside);
+        }
+        for piece in pieces(blocks) {
+            let (page, first) = place(piece.start());
+            self.mark_piece(page, first, piece, discarded.as_ref(), code, aside);
         }
     }
 
@@ -187,10 +203,17 @@ impl Map {
         self.kinds.ended(Change::Discard, span, true);
     }
 
-    /// Marks blocks of one page.
+    /// Marks blocks of one page, written but for what `parts` say.
     #[inline]
-    fn mark_piece(&self, piece: Span<Blocks>, parts: &Parts, code: u8, aside: Option<Aside<'_>>) {
-        let (page, first) = place(piece.start());
+    fn mark_piece(
+        &self,
+        page: usize,
+        first: usize,
+        piece: Span<Blocks>,
+        parts: Option<&Parts>,
+        code: u8,
+        aside: Option<Aside<'_>>,
+    ) {
         let len = usize::try_from(piece.len()).unwrap_or(0);
         let Some(whole) = self.pages.get(page) else {
             return;
@@ -205,9 +228,14 @@ impl Map {
         }
         // Who sees the mark of a write sees that it is no discard, and who sees either sees the
         // page put aside.
-        self.kinds.writing(piece.intersect(parts.head));
-        self.kinds.discarding(piece.intersect(parts.whole));
-        self.kinds.writing(piece.intersect(parts.tail));
+        match parts {
+            None => self.kinds.writing(piece),
+            Some(parts) => {
+                self.kinds.writing(piece.intersect(parts.head));
+                self.kinds.discarding(piece.intersect(parts.whole));
+                self.kinds.writing(piece.intersect(parts.tail));
+            }
+        }
         if !marked {
             for byte in bytes {
                 byte.store(code, Ordering::Release);
@@ -258,6 +286,7 @@ impl Map {
         let mut clock = self.clock.lock();
         let number = clock.cut().ok_or(EOVERFLOW)?;
         self.mark.store(clock.mark(), Ordering::SeqCst);
+        self.code.store(cbt::code(clock.mark()), Ordering::SeqCst);
         Ok(number)
     }
 

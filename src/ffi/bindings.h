@@ -22,6 +22,8 @@ static const unsigned char BDSNAP_BLK_STS_IOERR = (unsigned char)BLK_STS_IOERR;
 static const gfp_t BDSNAP_GFP_NOIO = GFP_NOIO;
 static const gfp_t BDSNAP_GFP_STORE = GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN;
 static const gfp_t BDSNAP_GFP_NOWAIT = GFP_NOWAIT;
+/* as mempool_alloc() asks for it */
+static const gfp_t BDSNAP_GFP_MODEST = GFP_NOWAIT | __GFP_NOMEMALLOC | __GFP_NORETRY | __GFP_NOWARN;
 
 #define BDSNAP_NR(name) static const unsigned int BDSNAP_NR_##name = _IOC_NR(BDSNAP_IOC_##name)
 BDSNAP_NR(VERSION);

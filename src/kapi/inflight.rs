@@ -14,6 +14,7 @@ use bdsnap_logic::kind::Change;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use core::ptr::NonNull;
+use core::sync::atomic::compiler_fence;
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::AtomicIsize;
 use core::sync::atomic::AtomicPtr;
@@ -48,6 +49,8 @@ struct Wrap {
     change: Change,
     /// How far its old data has been seen to.
     cursor: u64,
+    /// Whether it is from the pool, and not straight from the cache.
+    pooled: bool,
 }
 
 /// A counter on a cache line of its own.
@@ -68,7 +71,9 @@ pub(crate) struct Inflight {
     cpus: KVec<Count>,
     /// Whether the gate is closed.
     closed: AtomicBool,
-    /// Wraps, with a reserve.
+    /// Where wraps come from.
+    cache: NonNull<bindings::kmem_cache>,
+    /// The same with a reserve, for when there are none.
     pool: NonNull<bindings::mempool>,
     /// Is told of each end.
     watch: Arc<dyn Watch>,
@@ -97,15 +102,14 @@ impl Inflight {
         for _ in 0..cpus {
             counts.push(Count(AtomicIsize::new(0)), GFP_KERNEL)?;
         }
-        let cache = WRAPS.load(Ordering::Acquire);
-        if cache.is_null() {
-            return Err(ENODEV);
-        }
+        let cache = NonNull::new(WRAPS.load(Ordering::Acquire)).ok_or(ENODEV)?;
         // SAFETY: The cache is valid while the module is loaded (see `Support`).
-        let pool = NonNull::new(unsafe { ffi::bdsnap_slab_pool(RESERVE, cache) }).ok_or(ENOMEM)?;
+        let pool = unsafe { ffi::bdsnap_slab_pool(RESERVE, cache.as_ptr()) };
+        let pool = NonNull::new(pool).ok_or(ENOMEM)?;
         let this = Self {
             cpus: counts,
             closed: AtomicBool::new(false),
+            cache,
             pool,
             watch,
         };
@@ -143,12 +147,10 @@ impl Inflight {
             count.fetch_sub(1, Ordering::SeqCst);
             return Admission::Closed;
         }
-        // SAFETY: The pool is valid as long as `self`.
-        let wrap =
-            unsafe { bindings::mempool_alloc_noprof(self.pool.as_ptr(), ffi::BDSNAP_GFP_NOWAIT) };
-        match NonNull::new(wrap.cast::<Wrap>()) {
-            Some(wrap) => Admission::Admitted(Ticket {
+        match self.take_wrap() {
+            Some((wrap, pooled)) => Admission::Admitted(Ticket {
                 wrap,
+                pooled,
                 inflight: self,
             }),
             None => {
@@ -158,17 +160,47 @@ impl Inflight {
         }
     }
 
+    /// Memory for a wrap, and whether it is from the pool. That is asked only when the cache has none:
+    /// the way through it costs more.
+    #[inline]
+    fn take_wrap(&self) -> Option<(NonNull<Wrap>, bool)> {
+        let flags = ffi::BDSNAP_GFP_NOWAIT;
+        // As a mempool asks: the last pages of the system are for those who have no reserve.
+        let modest = ffi::BDSNAP_GFP_MODEST;
+        // SAFETY: The cache is valid as long as `self`.
+        let wrap = unsafe { bindings::kmem_cache_alloc_noprof(self.cache.as_ptr(), modest) };
+        if let Some(wrap) = NonNull::new(wrap) {
+            return Some((wrap.cast(), false));
+        }
+        // SAFETY: The pool is valid as long as `self`.
+        let wrap = unsafe { bindings::mempool_alloc_noprof(self.pool.as_ptr(), flags) };
+        NonNull::new(wrap).map(|wrap| (wrap.cast(), true))
+    }
+
+    /// Gives it back.
+    ///
+    /// # Safety
+    ///
+    /// From [`Inflight::take_wrap`] of the same object, with its answer, and not used any more.
+    #[inline]
+    unsafe fn give_wrap(&self, wrap: *mut Wrap, pooled: bool) {
+        // SAFETY: The caller's promise; cache and pool are valid as long as `self`.
+        unsafe {
+            if pooled {
+                bindings::mempool_free(wrap.cast(), self.pool.as_ptr());
+            } else {
+                bindings::kmem_cache_free(self.cache.as_ptr(), wrap.cast());
+            }
+        }
+    }
+
     /// Whether a wrap could be had at this moment.
     pub(crate) fn has_memory(&self) -> bool {
-        let pool = self.pool.as_ptr();
-        // SAFETY: The pool is valid as long as `self`; the element goes right back.
-        unsafe {
-            let wrap = bindings::mempool_alloc_noprof(pool, ffi::BDSNAP_GFP_NOWAIT);
-            if wrap.is_null() {
-                return false;
-            }
-            bindings::mempool_free(wrap, pool);
-        }
+        let Some((wrap, pooled)) = self.take_wrap() else {
+            return false;
+        };
+        // SAFETY: It was taken just now.
+        unsafe { self.give_wrap(wrap.as_ptr(), pooled) };
         true
     }
 
@@ -243,9 +275,11 @@ fn is_wrapped(end_io: bindings::bio_end_io_t) -> bool {
 ///
 /// # Invariants
 ///
-/// `wrap` is an unused element of the pool of `inflight`, which counts this write.
+/// `wrap` and `pooled` are from [`Inflight::take_wrap`] of `inflight`, which counts this write; the memory
+/// is unused.
 pub(crate) struct Ticket<'a> {
     wrap: NonNull<Wrap>,
+    pooled: bool,
     inflight: &'a Inflight,
 }
 
@@ -267,6 +301,7 @@ impl Ticket<'_> {
                 span,
                 change,
                 cursor: 0,
+                pooled: self.pooled,
             });
             // Polled bios may keep other things in `bi_private`.
             (*bio).bi_opf &= !ffi::BDSNAP_REQ_POLLED;
@@ -295,8 +330,8 @@ impl Ticket<'_> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the element is from this pool, and unused.
-        unsafe { bindings::mempool_free(self.wrap.as_ptr().cast(), self.inflight.pool.as_ptr()) };
+        // SAFETY: The type invariant.
+        unsafe { self.inflight.give_wrap(self.wrap.as_ptr(), self.pooled) };
         self.inflight.add(-1);
     }
 }
@@ -480,7 +515,7 @@ impl Drop for Support {
 unsafe extern "C" fn end_io_wrapped(bio: *mut bindings::bio) {
     // SAFETY: A bio that ends with this function has a wrap in `bi_private`; it is ours until it
     // is ended again below. The wrap keeps `inflight` alive until the count is lowered, and the
-    // RCU section (which any context may enter) until after that.
+    // RCU section (which any context may enter) until after that, and the list of endings, too.
     unsafe {
         let guard = kernel::sync::rcu::read_lock();
         let wrap = (*bio).bi_private.cast::<Wrap>();
@@ -489,10 +524,11 @@ unsafe extern "C" fn end_io_wrapped(bio: *mut bindings::bio) {
         (*bio).bi_private = (*wrap).private;
         let ok = (*bio).bi_status == 0;
         (*inflight).watch.ended((*wrap).change, (*wrap).span, ok);
-        bindings::mempool_free(wrap.cast(), (*inflight).pool.as_ptr());
+        let pooled = (*wrap).pooled;
+        (*inflight).give_wrap(wrap, pooled);
         (*inflight).add(-1);
-        drop(guard);
         end(bio);
+        drop(guard);
     }
 }
 
@@ -511,15 +547,30 @@ unsafe fn end(bio: *mut bindings::bio) {
             .load(Ordering::Acquire)
             .add(ffi::bdsnap_cpu() as usize)
     };
-    // SAFETY: The bio is the caller's; its `bi_next` is free for use by whoever completes it.
-    unsafe { push_ending(ending, bio) };
-    while !ending.list.load(Ordering::Acquire).is_null() {
-        if ending.active.swap(true, Ordering::AcqRel) {
-            // Whoever is active on this CPU (below us in the stack) looks at the list again
-            // after it has become inactive.
-            break;
+    let mut own = Some(bio);
+    if ending.active.load(Ordering::Relaxed) {
+        // SAFETY: The bio is the caller's; its `bi_next` is free for use by whoever completes it.
+        unsafe { push_ending(ending, bio) };
+        own = None;
+    }
+    // Whoever is active on this CPU, below us in the stack, looks at the list after it has become
+    // inactive. On a real-time kernel it may be a task that we have preempted, or that preempted us:
+    // so it is asked again after the push. Two may be active then, which does no harm.
+    compiler_fence(Ordering::SeqCst);
+    while own.is_some()
+        || !ending.active.load(Ordering::Relaxed) && !ending.list.load(Ordering::Acquire).is_null()
+    {
+        // Only this CPU writes it, and what interrupts us has put it back when it is over.
+        ending.active.store(true, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        if let Some(bio) = own.take() {
+            // SAFETY: The bio is the caller's.
+            unsafe { bindings::bio_endio(bio) };
         }
-        let mut next = ending.list.swap(core::ptr::null_mut(), Ordering::AcqRel);
+        let mut next = core::ptr::null_mut();
+        if !ending.list.load(Ordering::Acquire).is_null() {
+            next = ending.list.swap(core::ptr::null_mut(), Ordering::AcqRel);
+        }
         while let Some(bio) = NonNull::new(next) {
             // SAFETY: A bio from the list is owned by the list, now by us.
             unsafe {
@@ -528,7 +579,10 @@ unsafe fn end(bio: *mut bindings::bio) {
                 bindings::bio_endio(bio.as_ptr());
             }
         }
-        ending.active.store(false, Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
+        ending.active.store(false, Ordering::Relaxed);
+        // What interrupted us before that has put its bios on the list.
+        compiler_fence(Ordering::SeqCst);
     }
     // SAFETY: Matches the hold above.
     unsafe { ffi::bdsnap_cpu_release() };

@@ -9,6 +9,7 @@ use crate::units::Span;
 /// Both are as in `bi_iter`. `part_start` is the first sector of the bio's device on the disk; it
 /// is 0 for a whole disk, and for a bio that is remapped already (`BIO_REMAPPED`). The kernel has
 /// not checked the bio yet where this is asked, so the sum may be more than a `u64`: it saturates.
+#[inline]
 pub fn bio_on_disk(sector: u64, sectors: u64, part_start: u64) -> Span<Sectors> {
     let start = part_start.saturating_add(sector);
     Span::new(start, start.saturating_add(sectors)).unwrap_or(Span::EMPTY)
@@ -16,6 +17,7 @@ pub fn bio_on_disk(sector: u64, sectors: u64, part_start: u64) -> Span<Sectors> 
 
 /// The part of a bio that lies inside an origin, counted from the origin's start; [`None`] if there
 /// is none. Both spans are on the disk.
+#[inline]
 pub fn in_origin(bio: Span<Sectors>, origin: Span<Sectors>) -> Option<Span<Sectors>> {
     let part = bio.intersect(origin);
     if part.is_empty() {

@@ -214,22 +214,26 @@ impl<U> fmt::Debug for Span<U> {
 }
 
 /// `1 << shift`, less 1. A shift of 64 or more counts as 63, as in all these helpers.
+#[inline]
 pub(crate) fn mask(shift: u32) -> u64 {
     1u64.wrapping_shl(shift.min(63)).wrapping_sub(1)
 }
 
 /// `value / (1 << shift)`, rounded down.
+#[inline]
 pub(crate) fn div_down(value: u64, shift: u32) -> u64 {
     value.wrapping_shr(shift.min(63))
 }
 
 /// `value / (1 << shift)`, rounded up.
+#[inline]
 pub(crate) fn div_up(value: u64, shift: u32) -> u64 {
     // With a shift of 0 nothing is added, and with more the quotient is far from the limit.
     div_down(value, shift).wrapping_add(u64::from(value & mask(shift) != 0))
 }
 
 /// `value * (1 << shift)`, saturating.
+#[inline]
 pub(crate) fn times(value: u64, shift: u32) -> u64 {
     value.saturating_mul(mask(shift).wrapping_add(1))
 }

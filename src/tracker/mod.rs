@@ -2,6 +2,7 @@
 
 //! Trackers: one for each origin. Look-up of origins, the gate, the write path.
 
+mod calls;
 mod intercept;
 mod table;
 mod watch;
@@ -12,6 +13,7 @@ pub(crate) use table::set_table;
 pub(crate) use table::Table;
 pub(crate) use watch::Watch;
 
+use self::calls::Calls;
 use crate::cbt::Kinds;
 use crate::cbt::Map;
 use crate::cow;
@@ -101,6 +103,8 @@ pub(crate) struct Tracker {
     pub(crate) recorder: RcuCell<Recorder>,
     /// How many are telling it of marks, with no gate to hold them up.
     marking: AtomicU32,
+    /// Calls for its works.
+    calls: AllCalls,
     /// Writes that the hook took.
     #[pin]
     arrivals: SpinLock<Arrivals>,
@@ -166,7 +170,9 @@ impl WorkItem<0> for Tracker {
     type Pointer = Arc<Tracker>;
 
     fn run(this: Arc<Tracker>) {
-        cow::work(&this);
+        if this.calls.copying.answer(|| cow::work(&this)) {
+            this.queue_copying();
+        }
     }
 }
 
@@ -174,7 +180,9 @@ impl WorkItem<1> for Tracker {
     type Pointer = Arc<Tracker>;
 
     fn run(this: Arc<Tracker>) {
-        this.submit_released();
+        if this.calls.releasing.answer(|| this.submit_released()) {
+            this.queue_releasing();
+        }
     }
 }
 
@@ -190,8 +198,17 @@ impl WorkItem<3> for Tracker {
     type Pointer = Arc<Tracker>;
 
     fn run(this: Arc<Tracker>) {
-        cow::store(&this);
+        if this.calls.storing.answer(|| cow::store(&this)) {
+            this.queue_storing();
+        }
     }
+}
+
+/// Calls for the works of an origin that are called all the time.
+struct AllCalls {
+    copying: Calls,
+    releasing: Calls,
+    storing: Calls,
 }
 
 /// Where the works of an origin run: one queue for each of them, with a thread that is there when
@@ -217,9 +234,13 @@ impl Queues {
 
     /// Waits for what is queued or running. Sleeps.
     pub(crate) fn flush(&self) {
-        self.copying.flush();
-        self.storing.flush();
-        self.releasing.flush();
+        // A work that has been called often enough while it ran queues itself again, which may be
+        // after the first of these has begun.
+        for _ in 0..2 {
+            self.copying.flush();
+            self.storing.flush();
+            self.releasing.flush();
+        }
     }
 }
 
@@ -260,6 +281,11 @@ impl Tracker {
                 last_free: RcuCell::empty(),
                 recorder: RcuCell::empty(),
                 marking: AtomicU32::new(0),
+                calls: AllCalls {
+                    copying: Calls::new(),
+                    releasing: Calls::new(),
+                    storing: Calls::new(),
+                },
                 arrivals <- new_spinlock!(Arrivals {
                     held: HeldList::new(),
                     gate: ParkedList::new(),
@@ -441,6 +467,13 @@ impl Tracker {
 
     /// Gets the copying worker going. Any context.
     pub(crate) fn kick(self: &Arc<Self>) {
+        if self.calls.copying.call() {
+            self.queue_copying();
+        }
+    }
+
+    /// Queues the copying worker.
+    fn queue_copying(self: &Arc<Self>) {
         // An error means that it is queued already.
         let _ = self.queues.copying.queue().enqueue::<_, 0>(self.clone());
     }
@@ -452,11 +485,25 @@ impl Tracker {
 
     /// Gets the releasing worker going. Any context.
     fn kick_release(self: &Arc<Self>) {
+        if self.calls.releasing.call() {
+            self.queue_releasing();
+        }
+    }
+
+    /// Queues the releasing worker.
+    fn queue_releasing(self: &Arc<Self>) {
         let _ = self.queues.releasing.queue().enqueue::<_, 1>(self.clone());
     }
 
     /// Gets the writing to stores going. Any context.
     pub(crate) fn kick_store(self: &Arc<Self>) {
+        if self.calls.storing.call() {
+            self.queue_storing();
+        }
+    }
+
+    /// Queues the writing to stores.
+    fn queue_storing(self: &Arc<Self>) {
         let _ = self.queues.storing.queue().enqueue::<_, 3>(self.clone());
     }
 
