@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bits;
+pub mod calls;
 pub mod cbt;
 pub mod extent;
 pub mod fill;

@@ -2,7 +2,6 @@
 
 //! Trackers: one for each origin. Look-up of origins, the gate, the write path.
 
-mod calls;
 mod intercept;
 mod table;
 mod watch;
@@ -13,7 +12,6 @@ pub(crate) use table::set_table;
 pub(crate) use table::Table;
 pub(crate) use watch::Watch;
 
-use self::calls::Calls;
 use crate::cbt::Kinds;
 use crate::cbt::Map;
 use crate::cow;
@@ -38,6 +36,7 @@ use crate::kapi::run::Run;
 use crate::kapi::run::RunOwner;
 use crate::kapi::run::RunStack;
 use crate::kapi::time;
+use bdsnap_logic::calls::Calls;
 use bdsnap_logic::kind::Change;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;

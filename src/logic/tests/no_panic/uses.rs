@@ -6,6 +6,7 @@
 #![no_std]
 
 use bdsnap_logic::bits;
+use bdsnap_logic::calls;
 use bdsnap_logic::cbt;
 use bdsnap_logic::extent;
 use bdsnap_logic::fill;
@@ -189,4 +190,9 @@ pub fn extent(
 #[inline(never)]
 pub fn passthrough(kind: passthrough::Kind, bytes: u64, cdb: &[u8]) -> bool {
     passthrough::may_write(kind, bytes, cdb)
+}
+
+#[inline(never)]
+pub fn calls(calls: &calls::Calls, round: &dyn Fn()) -> bool {
+    calls.call() && calls.answer(round)
 }

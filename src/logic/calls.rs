@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0
-
 //! Calls for a work that come more often than it runs.
 //!
 //! A call while the work is running makes it go round once more. To queue it instead, as a workqueue
@@ -20,19 +19,25 @@ const AGAIN: u32 = 3;
 /// Rounds in one run: then it is queued again, so that who flushes its queue comes to an end.
 const ROUNDS: u32 = 16;
 
-/// The calls for one work.
-pub(super) struct Calls(AtomicU32);
+/// The calls for one work: something that a workqueue runs, never twice at a time.
+pub struct Calls(AtomicU32);
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Calls {
     /// None yet.
-    pub(super) const fn new() -> Self {
+    pub const fn new() -> Self {
         Self(AtomicU32::new(IDLE))
     }
 
     /// Calls for a round that begins after this; whether the work must be queued for it (to queue
     /// it twice does no harm: who was first may not have come to it). Any context.
     #[must_use]
-    pub(super) fn call(&self) -> bool {
+    pub fn call(&self) -> bool {
         let mut now = self.0.load(Ordering::Relaxed);
         loop {
             let next = match now {
@@ -52,8 +57,9 @@ impl Calls {
     /// Runs rounds until there are no calls; whether the work must be queued again for more. By the work
     /// alone, which has been queued because of [`Calls::call`].
     #[must_use]
-    pub(super) fn answer(&self, mut round: impl FnMut()) -> bool {
+    pub fn answer(&self, mut round: impl FnMut()) -> bool {
         for _ in 0..ROUNDS {
+            // What was there before the calls until now is seen in this round.
             self.0.swap(RUNNING, Ordering::SeqCst);
             round();
             let done = self
