@@ -37,14 +37,16 @@ def written(dev):
         return int(file.read().split()[6]) * 512
 
 
-def fill(dev, sectors=None):
-    """Writes all of a device (or so many sectors): random bytes, since zeros may be taken for nothing."""
+def fill(dev, sectors=None, start=0):
+    """Writes all of a device (or so many sectors from `start` on): random bytes, since zeros may be taken for nothing."""
     block = mmap.mmap(-1, MIB)
     block.write(os.urandom(MIB))
+    rest = (sectors or sectors_of(dev)) * 512
     fd = os.open(dev, os.O_WRONLY | os.O_DIRECT)
     try:
-        for _ in range((sectors or sectors_of(dev)) // 2048):
-            os.write(fd, block)
+        os.lseek(fd, start * 512, os.SEEK_SET)
+        while rest:
+            rest -= os.write(fd, memoryview(block)[: min(rest, MIB)])
     finally:
         os.close(fd)
 

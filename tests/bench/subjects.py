@@ -56,6 +56,29 @@ class Bdsnap(Raw):
         run("bdsnap", "untrack", "--all")
 
 
+class Increment(Raw):
+    """bdsnap: a snapshot that keeps what changed since another one, which is 1 % of the blocks."""
+
+    name, text = "bdsnap --since", "a snapshot for an increment, 1 % changed"
+    has_copies = True
+
+    def begin(self, rig):
+        super().begin(rig)
+        run("modprobe", "bdsnap")
+        self.stores = [rig.other]
+        zero(rig.other)
+        create = ("bdsnap", "snapshot", "create", rig.origin, "--no-freeze", "--store", f"dev:{rig.other}")
+        run(*create)
+        run("bdsnap", "snapshot", "delete", "--all")
+        for block in range(0, sectors_of(rig.origin) // 128, 100):
+            fill(rig.origin, 8, block * 128)
+        run(*create, "--since", "1")
+
+    def end(self, rig):
+        run("bdsnap", "snapshot", "delete", "--all")
+        run("bdsnap", "untrack", "--all")
+
+
 class DmSnapshot(Raw):
     """LVM's snapshots: dm-snapshot, persistent (P) or not (N), with chunks of `kib` KiB."""
 
