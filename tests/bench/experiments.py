@@ -103,18 +103,29 @@ def tell(report, rig, subjects, load, found):
     report.plot(f"{rig.name}-{load.name}", f"{rig.text}: {load.text}", unit, drawn)
 
 
+def mounted(rig, subject, prepare=lambda: None):
+    """Mounts the origin's file system at /mnt/fs, with the subject ready once `prepare` has run in it.
+
+    The device of dm-snapshot must be there before the mount.
+    """
+    early = isinstance(subject, DmSnapshot)
+    if early:
+        subject.begin(rig)
+    run("mount", subject.target if early else rig.origin, "/mnt/fs")
+    prepare()
+    if not early:
+        subject.begin(rig)
+
+
 def side_by_side(name, subjects, loads):
     """An experiment: these subjects under these loads on this rig."""
 
     def experiment(report):
         report.section(f"First and later writes: {RIGS[name]().text}")
-        rig = RIGS[name]().build()
-        try:
+        with RIGS[name]() as rig:
             for load in loads:
                 report.say(f"{rig.name}: {load.text}")
                 tell(report, rig, subjects, load, in_turns(report, rig, subjects, load))
-        finally:
-            rig.drop()
 
     return experiment
 
@@ -122,15 +133,12 @@ def side_by_side(name, subjects, loads):
 def several_jobs(report):
     """Whether writers hinder each other: as many times the writes with four as with one."""
     report.section("Several writers at a time", "Random 4K, depth 32 each, on different parts of one device (null_blk, bound by the CPU); the module must scale as the raw disk does.")
-    rig = RIGS["cpu"]().build()
-    subjects, counts = [RAW, TRACKED, OTHER], (1, 4)
-    try:
+    with RIGS["cpu"]() as rig:
+        subjects, counts = [RAW, TRACKED, OTHER], (1, 4)
         found = {}
         for jobs in counts:
             load = Load("jobs", "", "randwrite", "4k", 32, 16, jobs)
             found[jobs] = in_turns(report, rig, subjects, load)
-    finally:
-        rig.drop()
     rows = []
     for subject in subjects:
         scale = Spread(b["later"]["iops"] / a["later"]["iops"] for a, b in zip(found[1][subject.name], found[4][subject.name]))
@@ -142,14 +150,11 @@ def several_jobs(report):
 def chains(report):
     """First writes with more and more snapshots."""
     report.section("First writes with several snapshots", "Random 4K, depth 32 (null_blk, bound by the CPU); ratio to the same with one snapshot.")
-    rig = RIGS["cpu"]().build()
-    ours = [Bdsnap(f"bdsnap x{n}", "", count=n) for n in (1, 2, 4, 8)]
-    theirs = [DmSnapshot(4, count=n) for n in (1, 2, 4)]
-    load = Load("chain", "", "randwrite", "4k", 32, 16)
-    try:
+    with RIGS["cpu"]() as rig:
+        ours = [Bdsnap(f"bdsnap x{n}", count=n) for n in (1, 2, 4, 8)]
+        theirs = [DmSnapshot(4, count=n) for n in (1, 2, 4)]
+        load = Load("chain", "", "randwrite", "4k", 32, 16)
         found = in_turns(report, rig, [RAW, *ours, *theirs], load)
-    finally:
-        rig.drop()
     rows = []
     for family in ours, theirs:
         for subject in family:
@@ -164,12 +169,11 @@ def image_reads(report):
         "Sequential, 256K, depth 8, from the image of a fresh snapshot on virtio-blk, and the raw disk read the same way; idle, and "
         "while the origin gets 2000 random 4K writes a second, all of them first writes. p99: of those writes.",
     )
-    rig = RIGS["virtio"]().build()
-    rows = {"raw": [], "bdsnap": [], "dm-snapshot 4K": [], "dm-snapshot 64K": []}
-    images = {"raw": None, "bdsnap": "/dev/bdsnap-image0", "dm-snapshot 4K": "/dev/mapper/snap0", "dm-snapshot 64K": "/dev/mapper/snap0"}
-    subjects = {"raw": RAW, "bdsnap": OTHER, "dm-snapshot 4K": DmSnapshot(4), "dm-snapshot 64K": DmSnapshot(64)}
-    read = {"rw": "read", "bs": "256k", "iodepth": 8}
-    try:
+    with RIGS["virtio"]() as rig:
+        rows = {"raw": [], "bdsnap": [], "dm-snapshot 4K": [], "dm-snapshot 64K": []}
+        images = {"raw": None, "bdsnap": "/dev/bdsnap-image0", "dm-snapshot 4K": "/dev/mapper/snap0", "dm-snapshot 64K": "/dev/mapper/snap0"}
+        subjects = {"raw": RAW, "bdsnap": OTHER, "dm-snapshot 4K": DmSnapshot(4), "dm-snapshot 64K": DmSnapshot(64)}
+        read = {"rw": "read", "bs": "256k", "iodepth": 8}
         for turn in range(report.rounds):
             for name, subject in subjects.items():
                 subject.begin(rig)
@@ -184,8 +188,6 @@ def image_reads(report):
                     rows[name].append((idle, reads["read"]["bw_bytes"], writes["write"]["iops"], writes["write"]["lat_ns"]["percentile"]["99.000000"]))
                 finally:
                     subject.end(rig)
-    finally:
-        rig.drop()
     report.table(
         ["", "read idle / raw", "read under writes / raw", "writes a second", "p99 of writes, ms"],
         [
@@ -205,31 +207,30 @@ def creation(report):
         "ext4 on virtio-blk, two writers with random 4K direct writes to a file, depth 4: the longest of their writes, with nothing done, with a "
         "plain FIFREEZE and FITHAW, and with `bdsnap snapshot create`; ms. Frozen, held: what bdsnap says of it.",
     )
-    rig = RIGS["virtio"]().build()
-    run("mkfs.ext4", "-q", rig.origin)
-    os.makedirs("/mnt/fs", exist_ok=True)
-    found = {"nothing": [], "freeze": [], "bdsnap": []}
-    told = []
-    run("modprobe", "bdsnap")
-    try:
-        run("mount", rig.origin, "/mnt/fs")
-        run("bdsnap", "track", rig.origin)
-        for turn in range(report.rounds):
-            for what, longest in found.items():
-                options = {**pattern(5), "iodepth": 4, "size": 64 * MIB, "numjobs": 2, "filename": "/mnt/fs/file", "fallocate": "none", "randseed": 900 + turn, "ramp_time": 1}
-                with subprocess.Popen(fio_command("create", **options), stdout=subprocess.PIPE, text=True) as writer:
-                    time.sleep(4)
-                    if what == "freeze":
-                        freeze("/mnt/fs")
-                    elif what == "bdsnap":
-                        told.append(json.loads(run("bdsnap", "--json", "snapshot", "create", rig.origin, "--store", f"dev:{rig.other}")))
-                    longest.append(answer(writer.communicate()[0])[0]["write"]["lat_ns"]["max"] / 1e6)
-                if what == "bdsnap":
-                    run("bdsnap", "snapshot", "delete", "--all")
-    finally:
-        run("umount", "/mnt/fs")
-        run("bdsnap", "untrack", "--all")
-        rig.drop()
+    with RIGS["virtio"]() as rig:
+        run("mkfs.ext4", "-q", rig.origin)
+        os.makedirs("/mnt/fs", exist_ok=True)
+        found = {"nothing": [], "freeze": [], "bdsnap": []}
+        told = []
+        run("modprobe", "bdsnap")
+        try:
+            run("mount", rig.origin, "/mnt/fs")
+            run("bdsnap", "track", rig.origin)
+            for turn in range(report.rounds):
+                for what, longest in found.items():
+                    options = {**pattern(5), "iodepth": 4, "size": 64 * MIB, "numjobs": 2, "filename": "/mnt/fs/file", "fallocate": "none", "randseed": 900 + turn, "ramp_time": 1}
+                    with subprocess.Popen(fio_command("create", **options), stdout=subprocess.PIPE, text=True) as writer:
+                        time.sleep(4)
+                        if what == "freeze":
+                            freeze("/mnt/fs")
+                        elif what == "bdsnap":
+                            told.append(json.loads(run("bdsnap", "--json", "snapshot", "create", rig.origin, "--store", f"dev:{rig.other}")))
+                        longest.append(answer(writer.communicate()[0])[0]["write"]["lat_ns"]["max"] / 1e6)
+                    if what == "bdsnap":
+                        run("bdsnap", "snapshot", "delete", "--all")
+        finally:
+            run("umount", "/mnt/fs")
+            run("bdsnap", "untrack", "--all")
     rows = [[name, Spread(values).tell("{:.0f}"), "", ""] for name, values in found.items()]
     rows[2][2:] = [Spread(t[key] for t in told).tell("{:.1f}") for key in ("freeze_ms", "gate_ms")]
     report.table(["", "longest write", "frozen", "held"], rows)
@@ -237,7 +238,7 @@ def creation(report):
 
 def sizes(report):
     """Whether a large device takes longer."""
-    report.section("Small and large origins", "A snapshot of a blank virtio disk, `--no-freeze`, store on another disk; ms.")
+    report.section("Small and large origins", "A snapshot of a blank virtio disk, `--no-freeze`, store in memory; ms.")
     run("modprobe", "bdsnap")
     rows = []
     for dev, name in ("/dev/vdd", "1 GiB"), ("/dev/vde", "8 TiB"):
@@ -260,28 +261,21 @@ def free_space(report):
         "An archive of the VM's /usr/share and /usr/lib/python3 unpacked with tar into a new ext4 that had been full before, and synced; bytes copied "
         "for the snapshot, and how much longer than without one.",
     )
-    rig = RIGS["virtio"]().build()
-    os.makedirs("/mnt/fs", exist_ok=True)
-    run("tar", "-C", "/usr", "-cf", "/tmp/archive.tar", "share", "lib/python3")
-    ways = {
-        "no snapshot": TRACKED,
-        "bdsnap": Bdsnap("", "", count=1, more=()),
-        "bdsnap --skip-free off": Bdsnap("", "", count=1, more=("--skip-free", "off")),
-        "dm-snapshot 4K": DmSnapshot(4),
-    }
-    found = {name: [] for name in ways}
-    try:
+    with RIGS["virtio"]() as rig:
+        os.makedirs("/mnt/fs", exist_ok=True)
+        run("tar", "-C", "/usr", "-cf", "/tmp/archive.tar", "share", "lib/python3")
+        ways = {
+            "no snapshot": TRACKED,
+            "bdsnap": Bdsnap("", count=1, more=()),
+            "bdsnap --skip-free off": Bdsnap("", count=1, more=("--skip-free", "off")),
+            "dm-snapshot 4K": DmSnapshot(4),
+        }
+        found = {name: [] for name in ways}
         for _ in range(report.rounds):
             for name, subject in ways.items():
                 fill(rig.origin)
                 run("mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0", rig.origin)
-                # (dm-snapshot's device must be there before the mount)
-                early = isinstance(subject, DmSnapshot)
-                if early:
-                    subject.begin(rig)
-                run("mount", subject.target if early else rig.origin, "/mnt/fs")
-                if not early:
-                    subject.begin(rig)
+                mounted(rig, subject)
                 before = sum(written(dev) for dev in subject.stores)
                 began = time.monotonic()
                 run("tar", "-C", "/mnt/fs", "-xf", "/tmp/archive.tar")
@@ -290,8 +284,6 @@ def free_space(report):
                 found[name].append((took, sum(written(dev) for dev in subject.stores) - before))
                 run("umount", "/mnt/fs")
                 subject.end(rig)
-    finally:
-        rig.drop()
     base = found["no snapshot"]
     report.table(
         ["", "time / without a snapshot", "MB copied"],
@@ -306,40 +298,39 @@ def backups(report):
         "128 MiB of a virtio disk, random 4K writes at 500 a second meanwhile; with release (the default), and without "
         "(`--keep-snapshot`).",
     )
-    rig = Rig("virtio", RIGS["virtio"]().text, 128, None).build()
-    store = f"dev:{rig.meta}"
-    run("modprobe", "bdsnap")
-    run("mkfs.ext4", "-q", "-F", rig.other)
-    os.makedirs("/mnt/to", exist_ok=True)
-    run("mount", rig.other, "/mnt/to")
-    found = {"without release": [], "with release": []}
+    with Rig("virtio", RIGS["virtio"]().text, 128, None) as rig:
+        store = f"dev:{rig.meta}"
+        run("modprobe", "bdsnap")
+        run("mkfs.ext4", "-q", "-F", rig.other)
+        os.makedirs("/mnt/to", exist_ok=True)
+        run("mount", rig.other, "/mnt/to")
+        found = {"without release": [], "with release": []}
 
-    def backup(*more):
-        run("bdsnap", "backup", rig.origin, "--to", "/mnt/to", "--no-freeze", "--store", store, *more)
+        def backup(*more):
+            run("bdsnap", "backup", rig.origin, "--to", "/mnt/to", "--no-freeze", "--store", store, *more)
 
-    try:
-        for turn in range(report.rounds):
-            for name, values in found.items():
-                keep = name == "without release"
-                run("bdsnap", "track", rig.origin)
-                options = {"filename": rig.origin, **pattern(600, 500), "randseed": 700 + turn}
-                with subprocess.Popen(fio_command("load", **options), stdout=subprocess.PIPE, text=True) as writer:
-                    try:
-                        time.sleep(2)
-                        before, began = written(rig.meta), time.monotonic()
-                        backup(*(["--keep-snapshot"] if keep else []))
-                        took, copied = time.monotonic() - began, written(rig.meta) - before
-                    finally:
-                        writer.send_signal(signal.SIGINT)
-                    latency = answer(writer.communicate()[0])[0]["write"]["lat_ns"]["percentile"]["99.000000"]
-                values.append((took, copied / 1e6, latency / 1e6))
-                if keep:
-                    run("bdsnap", "snapshot", "delete", "--all")
-                run("bdsnap", "untrack", "--all")
-                run("sh", "-c", "rm -rf /mnt/to/*")
-    finally:
-        run("umount", "/mnt/to")
-        rig.drop()
+        try:
+            for turn in range(report.rounds):
+                for name, values in found.items():
+                    keep = name == "without release"
+                    run("bdsnap", "track", rig.origin)
+                    options = {"filename": rig.origin, **pattern(600, 500), "randseed": 700 + turn}
+                    with subprocess.Popen(fio_command("load", **options), stdout=subprocess.PIPE, text=True) as writer:
+                        try:
+                            time.sleep(2)
+                            before, began = written(rig.meta), time.monotonic()
+                            backup(*(["--keep-snapshot"] if keep else []))
+                            took, copied = time.monotonic() - began, written(rig.meta) - before
+                        finally:
+                            writer.send_signal(signal.SIGINT)
+                        latency = answer(writer.communicate()[0])[0]["write"]["lat_ns"]["percentile"]["99.000000"]
+                    values.append((took, copied / 1e6, latency / 1e6))
+                    if keep:
+                        run("bdsnap", "snapshot", "delete", "--all")
+                    run("bdsnap", "untrack", "--all")
+                    run("sh", "-c", "rm -rf /mnt/to/*")
+        finally:
+            run("umount", "/mnt/to")
     report.table(
         ["", "seconds", "MB copied", "p99 of the writes, ms"],
         [[name, *(Spread(v[i] for v in values).tell("{:.1f}") for i in range(3))] for name, values in found.items()],
@@ -349,26 +340,17 @@ def backups(report):
 def mixed(report):
     """A load of a real kind: SQLite."""
     report.section("SQLite", "Transactions of 20 rows (WAL, synchronous=normal) in a database on ext4 on virtio-blk: transactions a second, ratio to the raw disk.")
-    rig = RIGS["virtio"]().build()
-    os.makedirs("/mnt/fs", exist_ok=True)
-    subjects = [RAW, TRACKED, Bdsnap("bdsnap", "", count=1, more=()), DmSnapshot(4), DmSnapshot(64)]
-    found = {s.name: [] for s in subjects}
-    try:
+    with RIGS["virtio"]() as rig:
+        os.makedirs("/mnt/fs", exist_ok=True)
+        subjects = [RAW, TRACKED, Bdsnap("bdsnap", count=1, more=()), DmSnapshot(4), DmSnapshot(64)]
+        found = {s.name: [] for s in subjects}
         for _ in range(report.rounds):
             for subject in subjects:
                 run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0", rig.origin)
-                early = isinstance(subject, DmSnapshot)
-                if early:
-                    subject.begin(rig)
-                run("mount", subject.target if early else rig.origin, "/mnt/fs")
-                database("/mnt/fs/db", 2)
-                if not early:
-                    subject.begin(rig)
+                mounted(rig, subject, lambda: database("/mnt/fs/db", 2))
                 found[subject.name].append(database("/mnt/fs/db", 6))
                 run("umount", "/mnt/fs")
                 subject.end(rig)
-    finally:
-        rig.drop()
     report.table(["", "transactions a second", "/ raw"], [[n, Spread(v).tell("{:.0f}"), Spread(a / b for a, b in zip(v, found["raw"])).tell()] for n, v in found.items()])
 
 
@@ -378,9 +360,8 @@ def memory(report):
         "Memory",
         "For each granule of 4 KiB that is copied: slab and vmalloc in use after 128 MiB of first writes, less the same after 16 MiB before them. Null_blk.",
     )
-    rig = RIGS["cpu"]().build()
-    rows = []
-    try:
+    with RIGS["cpu"]() as rig:
+        rows = []
         for name, mode, block in ("random 4K", "randwrite", "4k"), ("sequential 256K", "write", "256k"):
             values = []
             for turn in range(report.rounds):
@@ -396,8 +377,6 @@ def memory(report):
                 finally:
                     OTHER.end(rig)
             rows.append([name, Spread(values).tell("{:.1f}")])
-    finally:
-        rig.drop()
     report.table(["first writes", "bytes a granule"], rows)
 
 
@@ -408,12 +387,9 @@ def increments(report):
         "`snapshot create --since N` when 1 % of the blocks of 64 KiB have changed since N, and a snapshot that keeps everything: random 4K first "
         "writes, depth 32 (null_blk, bound by the CPU).",
     )
-    rig = RIGS["cpu"]().build()
-    subjects = [RAW, OTHER, Increment()]
-    try:
+    with RIGS["cpu"]() as rig:
+        subjects = [RAW, OTHER, Increment()]
         found = in_turns(report, rig, subjects, Load("since", "", "randwrite", "4k", 32, 16))
-    finally:
-        rig.drop()
     rows = [[s.name, ratios(found, s.name, "first", "rate").tell(), Spread(m["copied"] for m in found[s.name]).tell()] for s in subjects]
     report.table(["", "first / raw", "bytes copied a byte"], rows)
 

@@ -21,15 +21,13 @@ class Spread:
 
     def tell(self, form="{:.2f}"):
         """Median and spread, for a cell of a table."""
-        if not self.values:
-            return "–"
         return f"{form.format(self.median)} ({form.format(min(self.values))}–{form.format(max(self.values))})"
 
 
 def bars(title, unit, rows):
-    """An SVG of pairs of bars: rows of (name, first, later), each None where there is none."""
+    """An SVG of pairs of bars: rows of (name, first, later)."""
     height, left, width, line = 14, 230, 760, 40
-    most = max([value for _, *values in rows for value in values if value] + [1.0])
+    most = max([value for _, *values in rows for value in values] + [1.0])
     scale = (width - left - 60) / most
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{line * len(rows) + 60}" font-family="sans-serif" font-size="12" fill="{TEXT}">']
     out.append('<rect width="100%" height="100%" fill="white"/>')
@@ -39,9 +37,8 @@ def bars(title, unit, rows):
         top = 52 + i * line
         out.append(f'<text x="{left - 8}" y="{top + 18}" text-anchor="end">{escape(name)}</text>')
         for value, colour in zip(values, (FIRST, LATER)):
-            if value is not None:
-                out.append(f'<rect x="{left}" y="{top}" width="{max(value * scale, 1):.1f}" height="{height}" fill="{colour}"/>')
-                out.append(f'<text x="{left + value * scale + 5:.1f}" y="{top + 11}">{value:.2f}</text>')
+            out.append(f'<rect x="{left}" y="{top}" width="{max(value * scale, 1):.1f}" height="{height}" fill="{colour}"/>')
+            out.append(f'<text x="{left + value * scale + 5:.1f}" y="{top + 11}">{value:.2f}</text>')
             top += height + 2
     out.append("</svg>\n")
     return "\n".join(out)

@@ -54,16 +54,14 @@ def fill(dev, sectors=None, start=0):
 class Rig:
     """One kind of disks: two null_blk disks with this `config`, or (None) the two virtio disks of the VM.
 
-    Once it is built, `origin`, `beside` (on the same disk), `other` and `meta` (on another one) are paths.
+    They are there in a `with` block: then `origin`, `beside` (on the same disk), `other` and `meta` (on another one) are paths.
     """
 
     def __init__(self, name, text, mib, config):
         self.name, self.text, self.mib, self.config = name, text, mib, config
         self.origin = self.beside = self.other = self.meta = ""
-        self.parts = {}
 
-    def build(self):
-        """Makes the disks."""
+    def __enter__(self):
         if self.config is not None:
             run("modprobe", "null_blk", "nr_devices=0")
             for name in self._names():
@@ -87,8 +85,7 @@ class Rig:
             self._power(True)
         return self
 
-    def drop(self):
-        """Takes the disks away."""
+    def __exit__(self, *_):
         self._power(False)
         if self.config is not None:
             for name in self._names():

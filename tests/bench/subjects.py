@@ -15,7 +15,7 @@ def zero(dev, mib=1):
 class Raw:
     """The disk itself."""
 
-    name, text = "raw", "the disk itself"
+    name = "raw"
     has_copies = False
 
     def begin(self, rig):
@@ -29,8 +29,8 @@ class Raw:
 class Bdsnap(Raw):
     """bdsnap: with `count` snapshots, the store `same` as the origin's disk or not; `more` options for `snapshot create`."""
 
-    def __init__(self, name, text, tracked=True, count=0, same=False, more=("--no-freeze",)):
-        self.name, self.text, self.tracked, self.count, self.same, self.more = name, text, tracked, count, same, more
+    def __init__(self, name, tracked=True, count=0, same=False, more=("--no-freeze",)):
+        self.name, self.tracked, self.count, self.same, self.more = name, tracked, count, same, more
         self.has_copies = count > 0
 
     def begin(self, rig):
@@ -56,27 +56,19 @@ class Bdsnap(Raw):
         run("bdsnap", "untrack", "--all")
 
 
-class Increment(Raw):
-    """bdsnap: a snapshot that keeps what changed since another one, which is 1 % of the blocks."""
+class Increment(Bdsnap):
+    """A snapshot that keeps what changed since another one: 1 % of the blocks of 64 KiB."""
 
-    name, text = "bdsnap --since", "a snapshot for an increment, 1 % changed"
-    has_copies = True
+    def __init__(self):
+        super().__init__("bdsnap --since", count=1, more=("--no-freeze", "--since", "1"))
 
     def begin(self, rig):
-        super().begin(rig)
         run("modprobe", "bdsnap")
-        self.stores = [rig.other]
-        zero(rig.other)
-        create = ("bdsnap", "snapshot", "create", rig.origin, "--no-freeze", "--store", f"dev:{rig.other}")
-        run(*create)
+        run("bdsnap", "snapshot", "create", rig.origin, "--no-freeze", "--store", "mem:16M")
         run("bdsnap", "snapshot", "delete", "--all")
         for block in range(0, sectors_of(rig.origin) // 128, 100):
             fill(rig.origin, 8, block * 128)
-        run(*create, "--since", "1")
-
-    def end(self, rig):
-        run("bdsnap", "snapshot", "delete", "--all")
-        run("bdsnap", "untrack", "--all")
+        super().begin(rig)
 
 
 class DmSnapshot(Raw):
@@ -88,7 +80,6 @@ class DmSnapshot(Raw):
         self.kib, self.kind, self.count, self.same = kib, kind, count, same
         where = " on the same disk" if same else ""
         self.name = f"dm-snapshot {kib}K{'' if kind == 'P' else ' transient'}{f' x{count}' if count > 1 else ''}{where}"
-        self.text = f"dm-snapshot, chunks of {kib} KiB, {'persistent' if kind == 'P' else 'transient'}{where}"
 
     def begin(self, rig):
         run("modprobe", "dm-snapshot")
@@ -113,7 +104,7 @@ class DmSnapshot(Raw):
 class DmThin(Raw):
     """dm-thin: a volume in a pool, all of it written, and a snapshot of it. Pool blocks of 64 KiB."""
 
-    name, text = "dm-thin 64K", "dm-thin: the origin is a thin volume, blocks of 64 KiB"
+    name = "dm-thin 64K"
     has_copies = True
 
     def begin(self, rig):
@@ -140,7 +131,7 @@ class DmThin(Raw):
 class DmEra(Raw):
     """dm-era: changed-block tracking alone, blocks of 64 KiB."""
 
-    name, text = "dm-era 64K", "dm-era: tracking alone, blocks of 64 KiB"
+    name = "dm-era 64K"
 
     def begin(self, rig):
         run("modprobe", "dm-era")
@@ -153,10 +144,10 @@ class DmEra(Raw):
         run("dmsetup", "remove", "--retry", "era")
 
 
-UNTRACKED = Bdsnap("bdsnap untracked", "the module is loaded, another device is tracked", tracked=False)
-TRACKED = Bdsnap("bdsnap tracked", "changes are tracked, no snapshot")
-OTHER = Bdsnap("bdsnap", "a snapshot, its store on another disk, default settings", count=1)
-SAME = Bdsnap("bdsnap on the same disk", "the same, its store on the same disk", count=1, same=True)
-EIGHT = Bdsnap("bdsnap x8", "8 snapshots, stores on another disk", count=8)
+UNTRACKED = Bdsnap("bdsnap untracked", tracked=False)
+TRACKED = Bdsnap("bdsnap tracked")
+OTHER = Bdsnap("bdsnap", count=1)
+SAME = Bdsnap("bdsnap on the same disk", count=1, same=True)
+EIGHT = Bdsnap("bdsnap x8", count=8)
 BDSNAP = [UNTRACKED, TRACKED, OTHER, SAME, EIGHT]
 PEERS = [DmSnapshot(4), DmSnapshot(4, "N"), DmSnapshot(16), DmSnapshot(64), DmSnapshot(256), DmThin(), DmEra()]
