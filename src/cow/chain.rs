@@ -92,27 +92,25 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// The extent that holds `granule`, or else where the next one begins.
-    pub(super) fn find(&self, granule: u64) -> Result<(&Extent, u64), Option<u64>> {
-        let Some(cursor) = self.extents.cursor_lower_bound(&granule) else {
-            return Err(None);
-        };
+    /// What `see` makes of the extent that holds `granule`, and up to where that is; or else where the
+    /// next one begins. (What a cursor shows ends with it.)
+    pub(super) fn find<S>(
+        &self,
+        granule: u64,
+        see: impl FnOnce(&Extent) -> S,
+    ) -> Result<(S, u64), Option<u64>> {
+        let cursor = self.extents.cursor_lower_bound(&granule).ok_or(None)?;
         let (last, extent) = cursor.current();
-        let (last, first) = (*last, extent.first);
-        if first > granule {
-            return Err(Some(first));
+        if extent.first > granule {
+            return Err(Some(extent.first));
         }
-        // What a cursor shows ends with it.
-        match self.extents.get(&last) {
-            Some(extent) => Ok((extent, last.saturating_add(1))),
-            None => Err(None),
-        }
+        Ok((see(extent), last.saturating_add(1)))
     }
 
     /// The state of the first granule of `span`, and up to where it is the same.
     pub(super) fn state_run(&self, span: Span<Granules>) -> (State, u64) {
-        let limit = match self.find(span.start()) {
-            Ok((extent, end)) => return (extent.place.state(), end.min(span.end())),
+        let limit = match self.find(span.start(), |extent| extent.place.state()) {
+            Ok((state, end)) => return (state, end.min(span.end())),
             Err(next) => next.unwrap_or(span.end()).min(span.end()),
         };
         let span = Span::new(span.start(), limit).unwrap_or(span);
@@ -479,16 +477,17 @@ impl Chain {
     /// What must happen before the first granule of `span` is overwritten, and up to where that
     /// is so.
     pub(super) fn need_run(&self, span: Span<Granules>) -> (Need, u64) {
-        let end = Cell::new(span.end());
-        let need = granule::need(self.links.iter().map(|link| {
+        let mut end = span.end();
+        let reads = |link: &&Link| !link.version.is_idle();
+        let need = granule::need(self.links.iter(), reads, |link| {
             let (state, upto) = link.state_run(span);
-            end.set(end.get().min(upto));
+            end = end.min(upto);
             granule::Link {
                 state,
                 live: link.version.is_live(),
             }
-        }));
-        (need, end.get())
+        });
+        (need, end)
     }
 
     /// Begins the copies that a write to `span` waits for, from `cursor` on. Returns where the
@@ -725,20 +724,21 @@ impl Chain {
             Source::Origin => Found::Origin,
             Source::Zeros => Found::Zeros,
             Source::Unreadable => Found::Unreadable,
-            Source::Version(n) => match own_to_newest().nth(n).map(|l| l.find(span.start())) {
-                Some(Ok((extent, _))) => {
-                    let skip = span.start() - extent.first;
-                    match &extent.place {
-                        Place::Memory { run, base } => {
-                            Found::Memory(run.clone(), span.start() - base)
-                        }
-                        Place::Stored { store, slot } => Found::Stored(store.clone(), slot + skip),
-                        Place::Zeros => Found::Zeros,
-                        Place::Reading | Place::Lost => Found::Unreadable,
+            Source::Version(n) => {
+                let at = span.start();
+                let of = |extent: &Extent| match &extent.place {
+                    Place::Memory { run, base } => Found::Memory(run.clone(), at - base),
+                    Place::Stored { store, slot } => {
+                        Found::Stored(store.clone(), slot + (at - extent.first))
                     }
+                    Place::Zeros => Found::Zeros,
+                    Place::Reading | Place::Lost => Found::Unreadable,
+                };
+                match own_to_newest().nth(n).map(|l| l.find(at, of)) {
+                    Some(Ok((found, _))) => found,
+                    _ => Found::Unreadable,
                 }
-                _ => Found::Unreadable,
-            },
+            }
         };
         (found, end.get())
     }

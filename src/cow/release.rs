@@ -127,10 +127,10 @@ pub(crate) fn release(tracker: &Arc<Tracker>, version: &Version, sectors: Span<S
 impl Link {
     /// Forgets `part` of the extent that it lies in. `node`: for what of it is before that.
     fn cut_out(&mut self, part: Span<Granules>, node: RBTreeNodeReservation<u64, Extent>) {
-        let Ok((extent, end)) = self.find(part.start()) else {
+        let whole = |extent: &Extent| (extent.first, extent.place.clone());
+        let Ok(((first, place), end)) = self.find(part.start(), whole) else {
             return;
         };
-        let (first, place) = (extent.first, extent.place.clone());
         if part.end() >= end {
             self.extents.remove(&(end - 1));
         } else if let Some(extent) = self.extents.get_mut(&(end - 1)) {
@@ -193,10 +193,11 @@ impl Chain {
         let mut rest = run;
         let mut all = true;
         while !rest.is_empty() {
-            let Ok((extent, _)) = link.find(rest.start()) else {
+            let from = rest.start();
+            let place = |extent: &Extent| extent.place.advanced(from - extent.first);
+            let Ok((place, _)) = link.find(from, place) else {
                 return Ok(all);
             };
-            let place = extent.place.advanced(rest.start() - extent.first);
             let end = Cell::new(rest.end());
             let states = older.iter().map(|l| {
                 let (state, upto) = l.state_run(rest);

@@ -99,15 +99,24 @@ pub enum Need {
     Copy(usize),
 }
 
-/// What must happen before a granule may be overwritten, from the versions, newest first.
+/// What must happen before a granule may be overwritten, from the versions, newest first: `look`
+/// tells how one is, `reads` whether it may be reading anything at all.
 ///
 /// A copy that is being read holds up writes even if its version does not live, or a newer version
 /// has the bytes: what came in late would be new bytes taken for old ones. [`Event::Abandon`] ends
-/// that.
-pub fn need(newest_first: impl Iterator<Item = Link>) -> Need {
+/// that. Of others that are older than one with the bytes nothing is needed: they are not looked at.
+pub fn need<V>(
+    newest_first: impl Iterator<Item = V>,
+    reads: impl Fn(&V) -> bool,
+    mut look: impl FnMut(&V) -> Link,
+) -> Need {
     let mut served = false;
     let mut reading = None;
-    for (index, link) in newest_first.enumerate() {
+    for (version, index) in newest_first.zip(0..usize::MAX) {
+        if served && !reads(&version) {
+            continue;
+        }
+        let link = look(&version);
         match link.state {
             State::Needed if link.live && !served => return Need::Copy(index),
             State::Reading => {

@@ -162,32 +162,43 @@ def chains(report):
     report.table(["", "first / raw", "first / one snapshot", "bytes copied a byte"], rows)
 
 
-def image_reads(report):
-    """Reads of an image, idle and while its origin is overwritten."""
-    report.section(
-        "Reading an image",
-        "Sequential, 256K, depth 8, from the image of a fresh snapshot on virtio-blk, and the raw disk read the same way; idle, and "
-        "while the origin gets 2000 random 4K writes a second, all of them first writes. p99: of those writes.",
-    )
-    with RIGS["virtio"]() as rig:
-        rows = {"raw": [], "bdsnap": [], "dm-snapshot 4K": [], "dm-snapshot 64K": []}
-        images = {"raw": None, "bdsnap": "/dev/bdsnap-image0", "dm-snapshot 4K": "/dev/mapper/snap0", "dm-snapshot 64K": "/dev/mapper/snap0"}
-        subjects = {"raw": RAW, "bdsnap": OTHER, "dm-snapshot 4K": DmSnapshot(4), "dm-snapshot 64K": DmSnapshot(64)}
-        read = {"rw": "read", "bs": "256k", "iodepth": 8}
-        for turn in range(report.rounds):
-            for name, subject in subjects.items():
-                subject.begin(rig)
-                try:
-                    image = images[name] or subject.target
-                    idle = fio("idle", image, **read)[0]["read"]["bw_bytes"]
-                    jobs = [
-                        {"filename": image, **read, "time_based": 1, "runtime": 6},
-                        {"filename": subject.target, **pattern(6, 2000), "randseed": 500 + turn},
-                    ]
-                    reads, writes = fio("busy", subject.target, jobs=jobs)
-                    rows[name].append((idle, reads["read"]["bw_bytes"], writes["write"]["iops"], writes["write"]["lat_ns"]["percentile"]["99.000000"]))
-                finally:
-                    subject.end(rig)
+def image_reads(*rigs):
+    """An experiment: reads of an image on these rigs, idle and while its origin is overwritten."""
+
+    def experiment(report):
+        report.section(
+            "Reading an image",
+            "Sequential, 256K, depth 8, from the image of a fresh snapshot, and the raw disk read the same way; idle, and while the "
+            "origin gets 2000 random 4K writes a second, all of them first writes. p99: of those writes.",
+        )
+        for name in rigs:
+            with RIGS[name]() as rig:
+                image_reads_on(report, rig)
+
+    return experiment
+
+
+def image_reads_on(report, rig):
+    """The table of one rig."""
+    rows = {"raw": [], "bdsnap": [], "dm-snapshot 4K": [], "dm-snapshot 64K": []}
+    images = {"raw": None, "bdsnap": "/dev/bdsnap-image0", "dm-snapshot 4K": "/dev/mapper/snap0", "dm-snapshot 64K": "/dev/mapper/snap0"}
+    subjects = {"raw": RAW, "bdsnap": OTHER, "dm-snapshot 4K": DmSnapshot(4), "dm-snapshot 64K": DmSnapshot(64)}
+    read = {"rw": "read", "bs": "256k", "iodepth": 8}
+    for turn in range(report.rounds):
+        for name, subject in subjects.items():
+            subject.begin(rig)
+            try:
+                image = images[name] or subject.target
+                idle = fio("idle", image, **read)[0]["read"]["bw_bytes"]
+                jobs = [
+                    {"filename": image, **read, "time_based": 1, "runtime": 6},
+                    {"filename": subject.target, **pattern(6, 2000), "randseed": 500 + turn},
+                ]
+                reads, writes = fio("busy", subject.target, jobs=jobs)
+                rows[name].append((idle, reads["read"]["bw_bytes"], writes["write"]["iops"], writes["write"]["lat_ns"]["percentile"]["99.000000"]))
+            finally:
+                subject.end(rig)
+    report.parts.append(f"### {rig.text}\n")
     report.table(
         ["", "read idle / raw", "read under writes / raw", "writes a second", "p99 of writes, ms"],
         [
@@ -400,6 +411,7 @@ COUNTED = {
     "cpu": side_by_side("cpu", [RAW, *BDSNAP, *PEERS], [SEQUENTIAL, RANDOM, SINGLE]),
     "bandwidth": side_by_side("bandwidth", [RAW, OTHER, SAME, *FEW], [SEQUENTIAL, Load("rand", RANDOM.text, "randwrite", "4k", 32, 8)]),
     "latency": side_by_side("latency", [RAW, UNTRACKED, TRACKED, OTHER, SAME, *FEW], [Load("single", SINGLE.text, "randwrite", "4k", 1, 1)]),
+    "reads": image_reads("cpu", "bandwidth"),
     "snapshots": chains,
     "since": increments,
     "memory": memory,
@@ -408,7 +420,7 @@ COUNTED = {
 TIMED = {
     "virtio": side_by_side("virtio", [RAW, UNTRACKED, TRACKED, OTHER, SAME, *FEW], [SEQUENTIAL, RANDOM]),
     "jobs": several_jobs,
-    "image": image_reads,
+    "image": image_reads("virtio"),
     "create": creation,
     "sizes": sizes,
     "free": free_space,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The rules for granules one by one; `granule.rs` has them at work together.
 
+use bdsnap_logic::granule;
 use bdsnap_logic::granule::heir;
 use bdsnap_logic::granule::inherit;
-use bdsnap_logic::granule::need;
 use bdsnap_logic::granule::source;
 use bdsnap_logic::granule::step;
 use bdsnap_logic::granule::Event;
@@ -49,10 +49,16 @@ fn a_state_is_left_only_by_its_events() {
     }
 }
 
+/// What must happen before a granule may be overwritten that is so in the versions, newest first.
+fn need(newest_first: &[Link]) -> Need {
+    let reads = |link: &&Link| link.state == State::Reading;
+    granule::need(newest_first.iter(), reads, |link| **link)
+}
+
 #[test]
 fn a_chain_of_one_is_plain() {
     for state in STATES {
-        let of_one = |live| need(std::iter::once(Link { state, live }));
+        let of_one = |live| need(&[Link { state, live }]);
         assert_eq!(of_one(true) == Need::Pass, state.is_kept(), "{state:?}");
         assert_eq!(of_one(false) == Need::Pass, state != State::Reading);
         let found = match state {
@@ -63,7 +69,7 @@ fn a_chain_of_one_is_plain() {
         };
         assert_eq!(source(std::iter::once(state)), found);
     }
-    assert_eq!(need(std::iter::empty()), Need::Pass);
+    assert_eq!(need(&[]), Need::Pass);
     assert_eq!(source(std::iter::empty()), Source::Origin);
 }
 
@@ -73,9 +79,9 @@ fn marks_of_a_newer_version_say_nothing_about_an_older() {
     assert_eq!(source(chain.into_iter()), Source::Version(2));
     let link = |state| Link { state, live: true };
     let needed = [State::NotKept, State::Needed].map(link);
-    assert_eq!(need(needed.into_iter()), Need::Copy(1));
+    assert_eq!(need(&needed), Need::Copy(1));
     let served = [State::Stored, State::NotKept, State::Needed].map(link);
-    assert_eq!(need(served.into_iter()), Need::Pass);
+    assert_eq!(need(&served), Need::Pass);
 }
 
 #[test]
@@ -95,7 +101,7 @@ fn the_heir_is_who_would_miss_the_bytes() {
 #[test]
 fn a_copy_under_way_holds_up_the_write_whoever_it_is_for() {
     let link = |(state, live)| Link { state, live };
-    let chain = |links: [(State, bool); 2]| need(links.map(link).into_iter());
+    let chain = |links: [(State, bool); 2]| need(&links.map(link));
     let dead_read = (State::Reading, false);
     assert_eq!(chain([(State::Stored, true), dead_read]), Need::Wait(1));
     assert_eq!(chain([dead_read, (State::Needed, true)]), Need::Copy(1));

@@ -94,11 +94,15 @@ impl World {
     /// What must happen before a granule may be overwritten; the index is one of `chain`.
     fn need(&self, granule: usize) -> Need {
         let last = self.chain.len().saturating_sub(1);
-        let links = self.chain.iter().rev().map(|version| Link {
+        let reads = |version: &&Version| {
+            let mut places = version.places.iter();
+            places.any(|place| place.state == State::Reading)
+        };
+        let look = |version: &&Version| Link {
             state: version.places[granule].state,
             live: version.live,
-        });
-        match need(links) {
+        };
+        match need(self.chain.iter().rev(), reads, look) {
             Need::Copy(index) => Need::Copy(last - index),
             Need::Wait(index) => Need::Wait(last - index),
             Need::Pass => Need::Pass,

@@ -158,7 +158,7 @@ pub fn granule(
     let heir = pair.and_then(|(a, b)| granule::inherit(a.state, b.state));
     let kept = states().all(granule::State::is_kept) | states().any(granule::State::has_data);
     (
-        granule::need(links.iter().copied()),
+        granule::need(links.iter(), |link| link.live, |link| **link),
         granule::source(states().rev()),
         granule::heir(states()),
         if kept { step } else { heir },
