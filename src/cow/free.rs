@@ -118,10 +118,13 @@ impl Free {
     /// How many granules are in it, of a device of `sectors` sectors.
     pub(super) fn granules(&self, shift: u32, sectors: u64) -> u64 {
         let all = Span::<Sectors>::of_len(0, sectors).unwrap_or(Span::EMPTY);
-        let (_, last) = bits_of(all.outward::<Chunks>(CHUNK_SHIFT));
-        let chunks = bits::count(&self.0 .0, 0, last) as u64;
-        let granules = all.outward::<Granules>(shift).len();
-        (chunks << (CHUNK_SHIFT - shift)).min(granules)
+        let (_, end) = bits_of(all.outward::<Chunks>(CHUNK_SHIFT));
+        let whole = |chunks: usize| (chunks as u64) << (CHUNK_SHIFT - shift);
+        let count = |from, to| whole(bits::count(&self.0 .0, from, to));
+        // The last one may go past the end of the device.
+        let beyond = whole(end).saturating_sub(all.outward::<Granules>(shift).len());
+        let last = count(end.saturating_sub(1), end);
+        count(0, end.saturating_sub(1)) + last.saturating_sub(beyond)
     }
 }
 
