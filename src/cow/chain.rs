@@ -8,6 +8,7 @@ use crate::kapi::inflight::HeldList;
 use crate::kapi::run::Run;
 use crate::kapi::slot;
 use crate::kapi::slot::BitPage;
+use crate::kapi::time::Deadline;
 use crate::store::Store;
 use crate::store::Taken;
 use crate::tracker::Tracker;
@@ -326,6 +327,9 @@ impl Stock {
     }
 }
 
+/// How long a copy waits for memory to record it with, when nothing else is on its way; then its version fails.
+const PATIENCE_MS: u32 = 500;
+
 /// More granules than that are many for one write: such are discards.
 const LONG: u64 = 1 << 14;
 
@@ -626,7 +630,15 @@ impl Chain {
             Span::of_len(from, (upto - from).min(pages)).unwrap_or(Span::EMPTY)
         };
         let (from, want) = (most.start(), most.len());
-        let Ok(node) = pool.stock.take_for(&version, most) else {
+        let mut node = pool.stock.take_for(&version, most).ok();
+        if node.is_none() && !pool.is_busy() {
+            // None of ours will come free; but the system frees some when asked like this.
+            Deadline::after_ms(PATIENCE_MS).wait_until(|| {
+                node = pool.stock.take_for(&version, most).ok();
+                node.is_some()
+            });
+        }
+        let Some(node) = node else {
             pool.give(run);
             if pool.is_busy() {
                 // There may be memory once one of these ends.
