@@ -418,7 +418,7 @@ COUNTED = {
 }
 # By the machine's clock, on two CPUs.
 TIMED = {
-    "virtio": side_by_side("virtio", [RAW, UNTRACKED, TRACKED, OTHER, SAME, *FEW], [SEQUENTIAL, RANDOM]),
+    "virtio": side_by_side("virtio", [RAW, UNTRACKED, TRACKED, OTHER, SAME, *FEW], [SEQUENTIAL, Load("rand", RANDOM.text, "randwrite", "4k", 32, 16)]),
     "jobs": several_jobs,
     "image": image_reads("virtio"),
     "create": creation,
