@@ -2,6 +2,9 @@
 
 //! The chain of an origin's versions: where each one's data is, and what must be copied.
 
+use super::extents::Extents;
+use super::extents::PackRoom;
+use super::extents::OWN;
 use super::version::Version;
 use crate::kapi::abi;
 use crate::kapi::inflight::HeldList;
@@ -12,6 +15,8 @@ use crate::kapi::time::Deadline;
 use crate::store::Store;
 use crate::store::Taken;
 use crate::tracker::Tracker;
+use bdsnap_logic::extent_map::Extent;
+use bdsnap_logic::extent_map::Place;
 use bdsnap_logic::granule;
 use bdsnap_logic::granule::Need;
 use bdsnap_logic::granule::Source;
@@ -22,96 +27,40 @@ use bdsnap_logic::units::Span;
 use core::cell::Cell;
 use kernel::alloc::Flags;
 use kernel::prelude::*;
-use kernel::rbtree::RBTree;
-use kernel::rbtree::RBTreeNodeReservation;
 use kernel::sync::Arc;
-
-/// Where the data of an extent is.
-#[derive(Clone)]
-pub(super) enum Place {
-    /// On its way from the origin.
-    Reading,
-    /// In a run's pages; `base` is the granule of its first page.
-    Memory {
-        /// The run.
-        run: Arc<Run<Tracker>>,
-        /// The granule of its first page.
-        base: u64,
-    },
-    /// In a store; `slot` is the slot of the extent's first granule.
-    Stored {
-        /// The store.
-        store: Arc<Store>,
-        /// The slot.
-        slot: u64,
-    },
-    /// Nowhere: it is zeros.
-    Zeros,
-    /// Nowhere.
-    Lost,
-}
-
-impl Place {
-    /// The state of granules there.
-    pub(super) fn state(&self) -> State {
-        match self {
-            Self::Reading => State::Reading,
-            Self::Memory { .. } => State::Memory,
-            Self::Stored { .. } | Self::Zeros => State::Stored,
-            Self::Lost => State::Lost,
-        }
-    }
-
-    /// The place of the granules from `n` granules on.
-    pub(super) fn advanced(&self, n: u64) -> Self {
-        match self {
-            Self::Stored { store, slot } => Self::Stored {
-                store: store.clone(),
-                slot: slot.saturating_add(n),
-            },
-            other => other.clone(),
-        }
-    }
-}
-
-/// Some consecutive granules with one place; its last granule is its key in the tree.
-pub(super) struct Extent {
-    /// First granule.
-    pub(super) first: u64,
-    /// Where its data is.
-    pub(super) place: Place,
-}
 
 /// A version in the chain.
 pub(super) struct Link {
     /// The version.
     pub(super) version: Arc<Version>,
-    /// Its extents, by last granule.
-    pub(super) extents: RBTree<u64, Extent>,
+    /// Where its data is.
+    pub(super) extents: Extents,
     /// Whether it has data that came from newer ones, in their stores.
     pub(super) is_heir: bool,
 }
 
 impl Link {
-    /// What `see` makes of the extent that holds `granule`, and up to where that is; or else where the
-    /// next one begins. (What a cursor shows ends with it.)
-    pub(super) fn find<S>(
-        &self,
-        granule: u64,
-        see: impl FnOnce(&Extent) -> S,
-    ) -> Result<(S, u64), Option<u64>> {
-        let cursor = self.extents.cursor_lower_bound(&granule).ok_or(None)?;
-        let (last, extent) = cursor.current();
-        if extent.first > granule {
-            return Err(Some(extent.first));
+    /// The extent that holds `granule`; or else where the next one begins.
+    pub(super) fn find(&self, granule: u64) -> Result<Extent, Option<u64>> {
+        let extent = self.extents.at_or_after(granule).ok_or(None)?;
+        if extent.span.start() > granule {
+            return Err(Some(extent.span.start()));
         }
-        Ok((see(extent), last.saturating_add(1)))
+        Ok(extent)
+    }
+
+    /// The store with an index of one of its extents.
+    pub(super) fn store(&self, index: u16) -> Option<Arc<Store>> {
+        match index {
+            OWN => self.version.store(),
+            _ => self.extents.inherited(index),
+        }
     }
 
     /// The state of the first granule of `span`, and up to where it is the same.
     pub(super) fn state_run(&self, span: Span<Granules>) -> (State, u64) {
-        let limit = match self.find(span.start(), |extent| extent.place.state()) {
-            Ok((state, end)) => return (state, end.min(span.end())),
+        let limit = match self.find(span.start()) {
+            Ok(extent) => return (extent.place.state(), extent.span.end().min(span.end())),
             Err(next) => next.unwrap_or(span.end()).min(span.end()),
         };
         let span = Span::new(span.start(), limit).unwrap_or(span);
@@ -121,18 +70,20 @@ impl Link {
         }
     }
 
-    /// Records where the data of `span`, which isn't empty, is.
+    /// Records where the data of `span` is; gives the room back if it was not needed.
     pub(super) fn record(
         &mut self,
-        node: RBTreeNodeReservation<u64, Extent>,
+        room: PackRoom,
         span: Span<Granules>,
         place: Place,
-    ) {
-        let extent = Extent {
-            first: span.start(),
-            place,
-        };
-        self.extents.insert(node.into_node(span.end() - 1, extent));
+    ) -> Option<PackRoom> {
+        self.extents
+            .insert(Extent { span, place }, room)
+            .unwrap_or_else(|room| {
+                // It can't be: no more than a run is recorded at a time, or what was.
+                self.version.fail(abi::BDSNAP_CAUSE_NO_MEMORY);
+                Some(room)
+            })
     }
 }
 
@@ -194,6 +145,8 @@ const LARGE_RUNS: usize = 24;
 /// All that is needed to copy: the bound on memory on the way to the store, 10 MiB an origin.
 /// Allocated with its first version, freed with its last.
 pub(super) struct Pool {
+    /// All runs, by index.
+    runs: KVec<Arc<Run<Tracker>>>,
     /// Small runs that are free.
     small: KVec<Arc<Run<Tracker>>>,
     /// Large runs that are free.
@@ -201,13 +154,14 @@ pub(super) struct Pool {
     /// What each run is doing, by index.
     pub(super) jobs: KVec<Option<Job>>,
     /// What copies are recorded with.
-    stock: Stock,
+    pub(super) stock: Stock,
 }
 
 impl Pool {
     /// ENOMEM. May sleep.
     fn new() -> Result<Self> {
         let mut pool = Self {
+            runs: KVec::with_capacity(SMALL_RUNS + LARGE_RUNS, GFP_KERNEL)?,
             small: KVec::with_capacity(SMALL_RUNS, GFP_KERNEL)?,
             large: KVec::with_capacity(LARGE_RUNS, GFP_KERNEL)?,
             jobs: KVec::with_capacity(SMALL_RUNS + LARGE_RUNS, GFP_KERNEL)?,
@@ -220,7 +174,9 @@ impl Pool {
             } else {
                 (&mut pool.large, LARGE_PAGES)
             };
-            list.push(Run::new(pages, index)?, GFP_KERNEL)?;
+            let run = Run::new(pages, index)?;
+            pool.runs.push(run.clone(), GFP_KERNEL)?;
+            list.push(run, GFP_KERNEL)?;
             pool.jobs.push(None, GFP_KERNEL)?;
         }
         Ok(pool)
@@ -276,14 +232,14 @@ pub(super) struct Start {
 /// Memory for what has to be recorded of copies, so that the copying never waits for memory: it may
 /// be writes held by it that would free some. Filled up whenever there is some at hand.
 pub(super) struct Stock {
-    /// Nodes of trees.
-    nodes: KVec<RBTreeNodeReservation<u64, Extent>>,
+    /// Packs of extents.
+    packs: KVec<PackRoom>,
     /// Leaves of bitmaps.
     leaves: KVec<KBox<BitPage>>,
 }
 
-/// Nodes in stock: one for each run.
-const STOCK_NODES: usize = SMALL_RUNS + LARGE_RUNS;
+/// Packs in stock: a copy rarely needs one.
+const STOCK_PACKS: usize = 64;
 /// Leaves in stock.
 const STOCK_LEAVES: usize = 64;
 
@@ -291,16 +247,15 @@ impl Stock {
     /// An empty one. ENOMEM. May sleep.
     fn new() -> Result<Self> {
         Ok(Self {
-            nodes: KVec::with_capacity(STOCK_NODES, GFP_KERNEL)?,
+            packs: KVec::with_capacity(STOCK_PACKS, GFP_KERNEL)?,
             leaves: KVec::with_capacity(STOCK_LEAVES, GFP_KERNEL)?,
         })
     }
 
     /// Fills it up, as far as there is memory.
     fn fill(&mut self, flags: Flags) -> Result {
-        while self.nodes.len() < STOCK_NODES {
-            let node = RBTreeNodeReservation::new(flags)?;
-            self.nodes.push_within_capacity(node).map_err(|_| ENOMEM)?;
+        while self.packs.len() < STOCK_PACKS {
+            self.give(PackRoom::new(flags)?);
         }
         while self.leaves.len() < STOCK_LEAVES {
             let leaf = slot::zeroed(flags)?;
@@ -311,19 +266,25 @@ impl Stock {
 
     /// What a copy of `span` for `version` is recorded with, after which it can be kept. ENOMEM:
     /// there is none in stock, nor at hand. Any context.
-    fn take_for(
-        &mut self,
-        version: &Version,
-        span: Span<Granules>,
-    ) -> Result<RBTreeNodeReservation<u64, Extent>> {
+    fn take_for(&mut self, version: &Version, span: Span<Granules>) -> Result<PackRoom> {
         // One round may need more than there is in stock, while there is plenty of memory.
         let mut ensured = version.ensure_from(span, &mut self.leaves);
-        if ensured.is_err() || self.nodes.is_empty() {
+        if ensured.is_err() || self.packs.is_empty() {
             let _ = self.fill(slot::NOWAIT);
             ensured = version.ensure_from(span, &mut self.leaves);
         }
         ensured?;
-        self.nodes.pop().ok_or(ENOMEM)
+        self.take().ok_or(ENOMEM)
+    }
+
+    /// Room for a pack of extents.
+    pub(super) fn take(&mut self) -> Option<PackRoom> {
+        self.packs.pop()
+    }
+
+    /// Takes room back that was not needed, or frees it.
+    pub(super) fn give(&mut self, room: PackRoom) {
+        let _ = self.packs.push_within_capacity(room);
     }
 }
 
@@ -441,7 +402,7 @@ impl Chain {
     pub(crate) fn push(&mut self, version: Arc<Version>) -> Result {
         let link = Link {
             version,
-            extents: RBTree::new(),
+            extents: Extents::new(),
             is_heir: false,
         };
         self.links
@@ -630,15 +591,15 @@ impl Chain {
             Span::of_len(from, (upto - from).min(pages)).unwrap_or(Span::EMPTY)
         };
         let (from, want) = (most.start(), most.len());
-        let mut node = pool.stock.take_for(&version, most).ok();
-        if node.is_none() && !pool.is_busy() {
+        let mut room = pool.stock.take_for(&version, most).ok();
+        if room.is_none() && !pool.is_busy() {
             // None of ours will come free; but the system frees some when asked like this.
             Deadline::after_ms(PATIENCE_MS).wait_until(|| {
-                node = pool.stock.take_for(&version, most).ok();
-                node.is_some()
+                room = pool.stock.take_for(&version, most).ok();
+                room.is_some()
             });
         }
-        let Some(node) = node else {
+        let Some(room) = room else {
             pool.give(run);
             if pool.is_busy() {
                 // There may be memory once one of these ends.
@@ -656,8 +617,7 @@ impl Chain {
             Taken::Slots(slot, len) => (slot, len),
             none => {
                 pool.give(run);
-                // It came from there, so there is room.
-                let _ = pool.stock.nodes.push_within_capacity(node);
+                pool.stock.give(room);
                 match none {
                     Taken::Later => self.dry = true,
                     Taken::Soon => self.soon = true,
@@ -682,7 +642,9 @@ impl Chain {
             return Attempt::NoRun;
         };
         let span = Span::of_len(from, used).unwrap_or(Span::EMPTY);
-        link.record(node, span, Place::Reading);
+        if let Some(room) = link.record(room, span, Place::Reading) {
+            pool.stock.give(room);
+        }
         version.job_begins();
         let sectors = version.sectors_of(span);
         *job = Some(Job {
@@ -737,21 +699,23 @@ impl Chain {
             Source::Zeros => Found::Zeros,
             Source::Unreadable => Found::Unreadable,
             Source::Version(n) => {
-                let at = span.start();
-                let of = |extent: &Extent| match &extent.place {
-                    Place::Memory { run, base } => Found::Memory(run.clone(), at - base),
-                    Place::Stored { store, slot } => {
-                        Found::Stored(store.clone(), slot + (at - extent.first))
-                    }
-                    Place::Zeros => Found::Zeros,
-                    Place::Reading | Place::Lost => Found::Unreadable,
-                };
-                match own_to_newest().nth(n).map(|l| l.find(at, of)) {
-                    Some(Ok((found, _))) => found,
-                    _ => Found::Unreadable,
-                }
+                let link = own_to_newest().nth(n);
+                link.and_then(|link| self.found(link, span.start()))
+                    .unwrap_or(Found::Unreadable)
             }
         };
         (found, end.get())
+    }
+    /// Where the data of a granule is that a version has.
+    fn found(&self, link: &Link, granule: u64) -> Option<Found> {
+        Some(match link.find(granule).ok()?.from(granule).place {
+            Place::Memory { run, page } => {
+                let run = self.pool.as_ref()?.runs.get(usize::from(run))?;
+                Found::Memory(run.clone(), page)
+            }
+            Place::Stored { store, slot } => Found::Stored(link.store(store)?, slot),
+            Place::Zeros => Found::Zeros,
+            Place::Reading | Place::Lost => Found::Unreadable,
+        })
     }
 }

@@ -8,6 +8,7 @@
 
 mod bits;
 mod chain;
+mod extents;
 mod free;
 mod release;
 mod remove;

@@ -4,9 +4,8 @@
 //! makes room, but for what older versions need.
 
 use super::chain::Chain;
-use super::chain::Extent;
 use super::chain::Link;
-use super::chain::Place;
+use super::extents::PackRoom;
 use super::version::Version;
 use crate::kapi::abi;
 use crate::kapi::noio;
@@ -15,6 +14,7 @@ use crate::kapi::slot::BitPage;
 use crate::kapi::time::Deadline;
 use crate::store::Store;
 use crate::tracker::Tracker;
+use bdsnap_logic::extent_map::Place;
 use bdsnap_logic::granule;
 use bdsnap_logic::granule::State;
 use bdsnap_logic::units::Granules;
@@ -22,21 +22,22 @@ use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use core::cell::Cell;
 use kernel::prelude::*;
-use kernel::rbtree::RBTreeNodeReservation;
 use kernel::sync::Arc;
 
 /// Granules that are released at a time, with the chain locked.
 const STEP: u64 = 1 << 13;
-/// Nodes in a [`Room`]: two for each extent.
-const NODES: usize = 64;
+/// Packs of extents in a [`Room`]: two for each extent, of which few are needed.
+const PACKS: usize = 16;
+/// Stores in a [`Room`]: one for each extent.
+const STORES: usize = 64;
 /// Leaves of bitmaps in stock: more than one extent may need.
 const LEAVES: usize = 12;
 
 /// Memory for what has to be recorded of a release: nothing is allocated while the chain is locked, since
 /// who copies would wait for it, and writes for that.
 struct Room {
-    /// Nodes of trees.
-    nodes: KVec<RBTreeNodeReservation<u64, Extent>>,
+    /// Packs of extents.
+    packs: KVec<PackRoom>,
     /// Leaves of bitmaps.
     leaves: KVec<KBox<BitPage>>,
     /// Stores of slots that were given back: who drops the last reference to one sleeps, and takes locks.
@@ -47,18 +48,32 @@ impl Room {
     /// Fills it up, and drops what there is to be dropped. ENOMEM. Sleeps.
     fn refill(&mut self) -> Result {
         self.stores.clear();
-        // Each of them has used up a node.
-        self.stores.reserve(NODES, GFP_KERNEL)?;
-        while self.nodes.len() < NODES {
-            let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
-            self.nodes.push(node, GFP_KERNEL)?;
+        self.stores.reserve(STORES, GFP_KERNEL)?;
+        while self.packs.len() < PACKS {
+            self.packs.push(PackRoom::new(GFP_KERNEL)?, GFP_KERNEL)?;
         }
         refill(&mut self.leaves)
     }
 
-    /// Takes a node. ENOMEM: there is none left.
-    fn node(&mut self) -> Result<RBTreeNodeReservation<u64, Extent>> {
-        self.nodes.pop().ok_or(ENOMEM)
+    /// Takes room for a pack. ENOMEM: there is none left.
+    fn take(&mut self) -> Result<PackRoom> {
+        self.packs.pop().ok_or(ENOMEM)
+    }
+
+    /// Takes it back.
+    fn give(&mut self, room: Option<PackRoom>) {
+        if let Some(room) = room {
+            // (It came from there.)
+            let _ = self.packs.push_within_capacity(room);
+        }
+    }
+
+    /// Whether another store can be put in. ENOMEM: no.
+    fn has_place(&self) -> Result {
+        if self.stores.len() < self.stores.capacity() {
+            return Ok(());
+        }
+        Err(ENOMEM)
     }
 }
 
@@ -89,7 +104,7 @@ enum Progress {
 pub(crate) fn release(tracker: &Arc<Tracker>, version: &Version, sectors: Span<Sectors>) -> Result {
     let _noio = noio::Scope::enter();
     let mut room = Room {
-        nodes: KVec::new(),
+        packs: KVec::new(),
         leaves: KVec::new(),
         stores: KVec::new(),
     };
@@ -125,21 +140,22 @@ pub(crate) fn release(tracker: &Arc<Tracker>, version: &Version, sectors: Span<S
 }
 
 impl Link {
-    /// Forgets `part` of the extent that it lies in. `node`: for what of it is before that.
-    fn cut_out(&mut self, part: Span<Granules>, node: RBTreeNodeReservation<u64, Extent>) {
-        let whole = |extent: &Extent| (extent.first, extent.place.clone());
-        let Ok(((first, place), end)) = self.find(part.start(), whole) else {
-            return;
+    /// Forgets `part` of the extent that it lies in. `room`: for what of it is before that; given back if
+    /// it was not needed.
+    fn cut_out(&mut self, part: Span<Granules>, room: PackRoom) -> Option<PackRoom> {
+        let Ok(extent) = self.find(part.start()) else {
+            return Some(room);
         };
-        if part.end() >= end {
-            self.extents.remove(&(end - 1));
-        } else if let Some(extent) = self.extents.get_mut(&(end - 1)) {
-            extent.place = place.advanced(part.end() - first);
-            extent.first = part.end();
+        let (before, _) = extent.span.split_at(part.start());
+        if part.end() >= extent.span.end() {
+            self.extents.remove(extent.last());
+        } else {
+            self.extents.cut_front(extent.last(), part.end());
         }
-        if let Some(before) = Span::new(first, part.start()).filter(|b| !b.is_empty()) {
-            self.record(node, before, place);
+        if before.is_empty() {
+            return Some(room);
         }
+        self.record(room, before, extent.place)
     }
 }
 
@@ -193,11 +209,10 @@ impl Chain {
         let mut rest = run;
         let mut all = true;
         while !rest.is_empty() {
-            let from = rest.start();
-            let place = |extent: &Extent| extent.place.advanced(from - extent.first);
-            let Ok((place, _)) = link.find(from, place) else {
+            let Ok(extent) = link.find(rest.start()) else {
                 return Ok(all);
             };
+            let place = extent.from(rest.start()).place;
             let end = Cell::new(rest.end());
             let states = older.iter().map(|l| {
                 let (state, upto) = l.state_run(rest);
@@ -216,25 +231,30 @@ impl Chain {
                 continue;
             }
             // All that may fail comes first: a slot must not have two owners, nor none.
-            let node = room.node()?;
-            let mut slots = None;
-            match (heir, place) {
-                (Some(heir), place) => {
-                    let own = room.node()?;
-                    heir.version.ensure_from(part, &mut room.leaves)?;
-                    heir.inherit(own, part, place);
-                }
-                (None, Place::Stored { store, slot }) => {
-                    store.ensure_release(slot, part.len(), &mut room.leaves)?;
-                    slots = Some((store, slot));
-                }
-                (None, _) => (),
+            room.has_place()?;
+            let own = room.take()?;
+            let stored = match place {
+                Place::Stored { store, slot } => link.store(store).map(|s| (s, store, slot)),
+                _ => None,
+            };
+            let is_inherited = heir.is_some();
+            if let Some(heir) = heir {
+                let heirs = room.take()?;
+                heir.version.ensure_from(part, &mut room.leaves)?;
+                let place = heir.place_here(place, stored.as_ref().map(|s| &s.0))?;
+                room.give(heir.inherit(heirs, part, place));
+            } else if let Some((store, _, slot)) = &stored {
+                store.ensure_release(*slot, part.len(), &mut room.leaves)?;
             }
-            link.cut_out(part, node);
+            room.give(link.cut_out(part, own));
             link.version.release(part);
-            // Who still reads there finds out that it has been released.
-            if let Some((store, slot)) = slots {
-                store.release(slot, part.len());
+            if let Some((store, index, slot)) = stored {
+                // Who still reads there finds out that it has been released.
+                if !is_inherited {
+                    store.release(slot, part.len());
+                }
+                // Not the last one: this one is.
+                drop(link.extents.let_go(index));
                 // (There is room.)
                 let _ = room.stores.push_within_capacity(store);
             }

@@ -3,21 +3,22 @@
 //! The end of a version: what older ones need of it is handed down to them.
 
 use super::chain::Chain;
-use super::chain::Extent;
 use super::chain::Link;
-use super::chain::Place;
+use super::extents::PackRoom;
+use super::extents::OWN;
 use super::release::refill;
 use super::version::Version;
 use super::version::Versions;
 use crate::kapi::time;
+use crate::store::Store;
 use crate::tracker::Tracker;
+use bdsnap_logic::extent_map::Place;
 use bdsnap_logic::granule;
 use bdsnap_logic::granule::State;
 use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Span;
 use core::cell::Cell;
 use kernel::prelude::*;
-use kernel::rbtree::RBTreeNodeReservation;
 use kernel::sync::rcu;
 use kernel::sync::Arc;
 
@@ -74,30 +75,53 @@ struct Unlinked {
 }
 
 impl Link {
-    /// Takes over the data of granules from a newer version. ENOMEM. May sleep.
-    fn take_over(&mut self, span: Span<Granules>, place: Place) -> Result {
+    /// Takes over the data of granules from a newer version, in `store` if in any. ENOMEM. May sleep.
+    fn take_over(
+        &mut self,
+        span: Span<Granules>,
+        place: Place,
+        store: Option<&Arc<Store>>,
+        room: &mut Option<PackRoom>,
+    ) -> Result {
         let (own, _) = self.state_run(span);
         if granule::inherit(own, place.state()).is_none() || own == State::Reading {
             // What it is reading, or has, is its own.
             return Ok(());
         }
         self.version.ensure(span)?;
-        let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
-        self.inherit(node, span, place);
+        let place = self.place_here(place, store)?;
+        let some = match room.take() {
+            Some(room) => room,
+            None => PackRoom::new(GFP_KERNEL)?,
+        };
+        *room = self.inherit(some, span, place);
         Ok(())
     }
 
-    /// The same, of granules that it needs, with memory that is there.
+    /// A place of a newer version, in `store` if in any, as this one says it. ENOMEM. May sleep.
+    pub(super) fn place_here(&mut self, place: Place, store: Option<&Arc<Store>>) -> Result<Place> {
+        Ok(match (place, store) {
+            (Place::Stored { slot, .. }, Some(store)) => Place::Stored {
+                store: self.extents.index_of(store, GFP_KERNEL)?,
+                slot,
+            },
+            // (A version in the chain has all its stores.)
+            (Place::Stored { .. }, None) => return Err(EIO),
+            (place, _) => place,
+        })
+    }
+
+    /// Takes over granules that it needs, with memory that is there; gives back what was not needed.
     pub(super) fn inherit(
         &mut self,
-        node: RBTreeNodeReservation<u64, Extent>,
+        room: PackRoom,
         span: Span<Granules>,
         place: Place,
-    ) {
-        let lost = matches!(place, Place::Lost);
-        self.record(node, span, place);
-        self.version.inherit(span, lost);
+    ) -> Option<PackRoom> {
+        let unused = self.record(room, span, place);
+        self.version.inherit(span, place == Place::Lost);
         self.is_heir = true;
+        unused
     }
 }
 
@@ -119,27 +143,32 @@ impl Chain {
             None if !link.is_heir => return,
             None => (),
         }
-        let own = version.store();
         // (Where there is no memory for that, slots stay in use.)
         let mut stock = KVec::new();
-        for (last, extent) in link.extents.iter() {
-            let mut at = extent.first;
-            while let Some(rest) = Span::<Granules>::new(at, last + 1).filter(|s| !s.is_empty()) {
+        let mut room = None;
+        let mut at = 0;
+        while let Some(extent) = link.extents.at_or_after(at) {
+            at = extent.span.end();
+            let mut rest = extent.span;
+            while !rest.is_empty() {
                 let end = Cell::new(rest.end());
                 let heir = granule::heir(older.iter().map(|l| {
                     let (state, upto) = l.state_run(rest);
                     end.set(end.get().min(upto));
                     state
                 }));
-                let upto = end.get();
-                let part = Span::new(at, upto).unwrap_or(rest);
-                let place = extent.place.advanced(at - extent.first);
+                let (part, others) = rest.split_at(end.get());
+                rest = others;
+                let place = extent.from(part.start()).place;
+                let store = match place {
+                    Place::Stored { store, .. } => link.store(store),
+                    _ => None,
+                };
                 let done = match (heir.and_then(|i| older.get_mut(i)), place) {
-                    (Some(heir), place) => heir.take_over(part, place),
+                    (Some(heir), place) => heir.take_over(part, place, store.as_ref(), &mut room),
                     // One that came from a newer version, whose store goes on without this one.
-                    (None, Place::Stored { store, slot }) => {
-                        let is_own = own.as_ref().is_some_and(|own| Arc::ptr_eq(own, &store));
-                        if !is_own && refill(&mut stock).is_ok() {
+                    (None, Place::Stored { store: index, slot }) if index != OWN => {
+                        if let (Some(store), Ok(())) = (store, refill(&mut stock)) {
                             let ensured = store.ensure_release(slot, part.len(), &mut stock);
                             if ensured.is_ok() {
                                 store.release(slot, part.len());
@@ -155,7 +184,6 @@ impl Chain {
                     older.iter().for_each(|l| l.version.fail(cause));
                     return;
                 }
-                at = upto;
             }
         }
     }

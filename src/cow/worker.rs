@@ -5,12 +5,12 @@
 //! It never waits for I/O: what has ended comes back through [`Tracker::done`].
 
 use super::chain::Chain;
-use super::chain::Extent;
 use super::chain::Job;
 use super::chain::Phase;
-use super::chain::Place;
 use super::chain::Pool;
 use super::chain::Start;
+use super::extents::PackRoom;
+use super::extents::OWN;
 use super::version::Damage;
 use super::version::Version;
 use super::version::Versions;
@@ -27,6 +27,7 @@ use crate::kapi::time::Deadline;
 use crate::kapi::trace;
 use crate::store::Site;
 use crate::tracker::Tracker;
+use bdsnap_logic::extent_map::Place;
 use bdsnap_logic::fill;
 use bdsnap_logic::granule::Need;
 use bdsnap_logic::granule::State;
@@ -36,7 +37,6 @@ use bdsnap_logic::units::Span;
 use bdsnap_logic::units::SECTOR_SHIFT;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
-use kernel::rbtree::RBTreeNode;
 use kernel::sync::rcu;
 use kernel::sync::Arc;
 
@@ -300,11 +300,16 @@ impl Chain {
     fn only_own(&mut self, run: Arc<Run<Tracker>>, mut job: Job) {
         self.has_bad = true;
         let (whole, own) = (job.span, job.own);
-        let node = self
-            .link_mut(&job.version)
-            .and_then(|link| link.extents.remove_node(&(whole.end() - 1)));
-        if let (Some(node), Some(link)) = (node, self.link_mut(&job.version)) {
-            link.record(node.into_reservation(), own, Place::Reading);
+        let room = self.pool.as_mut().and_then(|pool| pool.stock.take());
+        let (Some(room), Some(link)) = (room, self.link_mut(&job.version)) else {
+            // Without memory for that it is read one by one.
+            job.phase = Phase::Salvage { at: 0, bad: 0 };
+            return self.salvage(run, job, 0);
+        };
+        link.extents.remove(whole.end() - 1);
+        let unused = link.record(room, own, Place::Reading);
+        if let (Some(room), Some(pool)) = (unused, self.pool.as_mut()) {
+            pool.stock.give(room);
         }
         let (before, after) = (own.start() - whole.start(), whole.end() - own.end());
         job.store.give_back(job.slot, before);
@@ -363,8 +368,8 @@ impl Chain {
             return self.over(run, &version);
         }
         let memory = Place::Memory {
-            run: run.clone(),
-            base: job.span.start(),
+            run: run.index() as u16,
+            page: 0,
         };
         let whole = job.span;
         let good = if bad == 0 {
@@ -422,9 +427,9 @@ impl Chain {
                 .split(
                     &version,
                     &[
-                        (first, &Place::Zeros),
-                        (rest, &memory),
-                        (last, &Place::Zeros),
+                        (first, Place::Zeros),
+                        (rest, memory.advanced(head)),
+                        (last, Place::Zeros),
                     ],
                 )
                 .is_ok(),
@@ -439,7 +444,7 @@ impl Chain {
         version.keep(whole, false);
         if let (true, Some(link)) = (is_split, self.link_mut(&version)) {
             for part in [first, last, whole].iter().filter(|part| !part.is_empty()) {
-                link.join(part.end() - 1);
+                link.extents.join(part.end() - 1);
             }
         }
     }
@@ -452,25 +457,25 @@ impl Chain {
             self.lost_to_older(&version, job.span);
         }
         if let Some(link) = self.link_mut(&version) {
-            let mut cursor = link.extents.cursor_lower_bound_mut(&job.span.start());
-            while let Some(mut at) = cursor {
-                let (_, extent) = at.current_mut();
-                if extent.first >= job.span.end() {
+            let mut at = job.span.start();
+            while let Some(extent) = link.extents.at_or_after(at) {
+                if extent.span.start() >= job.span.end() {
                     break;
                 }
                 if let Place::Memory { .. } = extent.place {
-                    extent.place = if ok {
+                    let place = if ok {
                         Place::Stored {
-                            store: job.store.clone(),
-                            slot: job.slot + (extent.first - job.span.start()),
+                            store: OWN,
+                            slot: job.slot + (extent.span.start() - job.span.start()),
                         }
                     } else {
                         Place::Lost
                     };
+                    link.extents.put(extent.last(), place);
                 }
-                cursor = at.move_next();
+                at = extent.span.end();
             }
-            link.join(job.span.end() - 1);
+            link.extents.join(job.span.end() - 1);
         }
         self.over(run, &version);
     }
@@ -497,15 +502,14 @@ impl Chain {
     /// Forgets an extent that is being read.
     fn forget(&mut self, version: &Version, span: Span<Granules>) {
         if let Some(link) = self.link_mut(version) {
-            link.extents.remove(&(span.end() - 1));
+            link.extents.remove(span.end() - 1);
         }
     }
 
     /// Gives a whole extent, as it was recorded, another place.
     fn replace(&mut self, version: &Version, span: Span<Granules>, place: Place) {
-        let link = self.link_mut(version);
-        if let Some(extent) = link.and_then(|l| l.extents.get_mut(&(span.end() - 1))) {
-            extent.place = place;
+        if let Some(link) = self.link_mut(version) {
+            link.extents.put(span.end() - 1, place);
         }
     }
 
@@ -523,7 +527,11 @@ impl Chain {
         let mut pushed = Ok(());
         while at < span.end() && pushed.is_ok() {
             let (part, lost) = same(span, at, bad);
-            let place = if lost { &Place::Lost } else { &memory };
+            let place = if lost {
+                Place::Lost
+            } else {
+                memory.advanced(at - span.start())
+            };
             pushed = parts.push((part, place), slot::NOWAIT);
             at = part.end();
         }
@@ -545,66 +553,22 @@ impl Chain {
 
     /// Replaces an extent by parts of it, side by side; empty ones are left out. ENOMEM: all is as it
     /// was.
-    fn split(&mut self, version: &Version, parts: &[(Span<Granules>, &Place)]) -> Result {
-        let mut nodes = KVec::new();
-        for (part, place) in parts.iter().filter(|(part, _)| !part.is_empty()) {
-            let extent = Extent {
-                first: part.start(),
-                place: (*place).clone(),
-            };
-            let node = RBTreeNode::new(part.end() - 1, extent, slot::NOWAIT)?;
-            nodes.push(node, slot::NOWAIT)?;
+    fn split(&mut self, version: &Version, parts: &[(Span<Granules>, Place)]) -> Result {
+        let mut rooms = KVec::new();
+        for _ in parts {
+            rooms.push(PackRoom::new(slot::NOWAIT)?, slot::NOWAIT)?;
         }
-        let Some(link) = self.link_mut(version) else {
+        let (Some(link), Some((whole, _))) = (self.link_mut(version), parts.last()) else {
             return Ok(());
         };
-        // The last part has the key of the whole, and takes its place.
-        for node in nodes.drain_all() {
-            link.extents.insert(node);
+        link.extents.remove(whole.end() - 1);
+        for (part, place) in parts.iter().filter(|(part, _)| !part.is_empty()) {
+            if let Some(room) = rooms.pop().and_then(|r| link.record(r, *part, *place)) {
+                // (It came from there.)
+                let _ = rooms.push_within_capacity(room);
+            }
         }
         Ok(())
-    }
-}
-
-impl super::chain::Link {
-    /// Joins the extent that ends with granule `last` to the one before it, if both are zeros, or lie
-    /// side by side in one store: long runs of writes cost one extent.
-    fn join(&mut self, last: u64) {
-        let Some(mut cursor) = self.extents.cursor_lower_bound_mut(&last) else {
-            return;
-        };
-        let (at, extent) = cursor.current();
-        if *at != last {
-            return;
-        }
-        let first = extent.first;
-        let joined = cursor.peek_prev().and_then(|(end, before)| {
-            let follows = end + 1 == first && before.is_before(extent);
-            follows.then(|| (before.first, before.place.clone()))
-        });
-        let Some((first, place)) = joined else {
-            return;
-        };
-        cursor.remove_prev();
-        let (_, extent) = cursor.current_mut();
-        *extent = Extent { first, place };
-    }
-}
-
-impl Extent {
-    /// Whether it and the next one, which begins where it ends, are one in what they keep.
-    fn is_before(&self, next: &Self) -> bool {
-        match (&self.place, &next.place) {
-            (Place::Zeros, Place::Zeros) => true,
-            (
-                Place::Stored {
-                    store: a,
-                    slot: from,
-                },
-                Place::Stored { store: b, slot },
-            ) => Arc::ptr_eq(a, b) && from + (next.first - self.first) == *slot,
-            _ => false,
-        }
     }
 }
 

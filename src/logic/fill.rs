@@ -12,7 +12,13 @@ use crate::units::mask;
 use crate::units::times;
 
 /// A slot's number has its place in the portion in so many low bits, and the portion's above.
-const PORTION_SHIFT: u32 = 40;
+const PORTION_SHIFT: u32 = 37;
+
+/// So many bits are left for the portion's: there may be `BDSNAP_MAX_PORTIONS`.
+const PORTION_BITS: u32 = 10;
+
+/// So many bits has a slot's number.
+pub const SLOT_BITS: u32 = PORTION_SHIFT + PORTION_BITS;
 
 /// The most slots that a portion can have.
 pub const PORTION_SLOTS: u64 = 1 << PORTION_SHIFT;
@@ -20,7 +26,7 @@ pub const PORTION_SLOTS: u64 = 1 << PORTION_SHIFT;
 /// The number of a slot by its portion, and its place there. [`None`]: there is no such number.
 pub fn slot(portion: usize, place: u64) -> Option<u64> {
     let portion = u64::try_from(portion).ok()?;
-    let fits = portion <= mask(64 - PORTION_SHIFT) && place < PORTION_SLOTS;
+    let fits = portion <= mask(PORTION_BITS) && place < PORTION_SLOTS;
     fits.then(|| times(portion, PORTION_SHIFT) | place)
 }
 

@@ -11,6 +11,7 @@ pub mod bits;
 pub mod calls;
 pub mod cbt;
 pub mod extent;
+pub mod extent_map;
 pub mod fill;
 pub mod granule;
 pub mod kind;

@@ -60,7 +60,17 @@ fn nothing_refers_to_panicking() {
 
     // The names of the symbols can be read in the object, and all are there.
     for name in [
-        "units", "range", "bits", "cbt", "kind", "granule", "extent", "fill", "order", "stretch",
+        "units",
+        "range",
+        "bits",
+        "cbt",
+        "kind",
+        "granule",
+        "extent",
+        "extent_map",
+        "fill",
+        "order",
+        "stretch",
     ] {
         assert!(
             holds(&objects[1], &format!("4uses{}{name}", name.len())),

@@ -9,6 +9,7 @@ use bdsnap_logic::bits;
 use bdsnap_logic::calls;
 use bdsnap_logic::cbt;
 use bdsnap_logic::extent;
+use bdsnap_logic::extent_map;
 use bdsnap_logic::fill;
 use bdsnap_logic::granule;
 use bdsnap_logic::kind;
@@ -62,6 +63,58 @@ pub fn fill(lanes: &[(u64, u64)], portion: usize, at: u64) -> Option<(usize, u64
         .map(|&(used, total)| fill::Fill { used, total });
     let index = fill::emptiest(fills)?;
     Some(fill::place(fill::slot(portion.wrapping_add(index), at)?))
+}
+
+/// Two packs, of which one is in use.
+struct Two([(u64, extent_map::Pack); 2]);
+
+impl extent_map::Packs for Two {
+    type Room = u64;
+    fn look<R>(&self, at: u64, see: impl FnOnce(u64, &extent_map::Pack) -> R) -> Option<R> {
+        self.0.iter().find(|p| p.0 >= at).map(|p| see(p.0, &p.1))
+    }
+    fn change<R>(
+        &mut self,
+        at: u64,
+        change: impl FnOnce(u64, &mut extent_map::Pack) -> R,
+    ) -> Option<R> {
+        self.0
+            .iter_mut()
+            .find(|p| p.0 >= at)
+            .map(|p| change(p.0, &mut p.1))
+    }
+    fn look_before<R>(&self, at: u64, see: impl FnOnce(u64, &extent_map::Pack) -> R) -> Option<R> {
+        self.0.iter().find(|p| p.0 < at).map(|p| see(p.0, &p.1))
+    }
+    fn add(&mut self, _: u64, bound: u64, pack: extent_map::Pack) {
+        self.0[usize::from(bound == u64::MAX)] = (bound, pack);
+    }
+    fn remove(&mut self, bound: u64) {
+        self.0[0].0 = bound.wrapping_sub(1);
+    }
+}
+
+#[inline(never)]
+pub fn extent_map(packs: [(u64, extent_map::Pack); 2], n: &[u64; 4], run: u16) -> Option<u64> {
+    let [a, b, c, d] = *n;
+    let mut map = extent_map::ExtentMap::new(Two(packs));
+    let span = Span::of_len(a, b)?;
+    for place in [
+        extent_map::Place::Memory { run, page: c },
+        extent_map::Place::Stored {
+            store: run,
+            slot: d,
+        },
+    ] {
+        let room = map.insert(extent_map::Extent { span, place }, c);
+        map.put(d, place);
+        map.cut_front(d, room.ok()??);
+    }
+    let extent = map.at_or_after(a)?.from(b);
+    let other = map.join(extent.last())?;
+    let size = core::mem::size_of_val(map.packs()) as u64;
+    map.remove(other.span.start())?;
+    Some(size ^ extent.place.state() as u64)
 }
 
 #[inline(never)]

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The extents of a version: their packs in a red-black tree, and the stores that they lie in.
+
+use crate::store::Store;
+use bdsnap_logic::extent_map::Extent;
+use bdsnap_logic::extent_map::ExtentMap;
+use bdsnap_logic::extent_map::Pack;
+use bdsnap_logic::extent_map::Packs;
+use bdsnap_logic::extent_map::Place;
+use bdsnap_logic::extent_map::MAX_INDEX;
+use kernel::alloc::Flags;
+use kernel::prelude::*;
+use kernel::rbtree::RBTree;
+use kernel::rbtree::RBTreeNodeReservation;
+use kernel::sync::Arc;
+
+/// The index of a version's own store in [`Place::Stored`]; others are those that it has inherited.
+pub(super) const OWN: u16 = 0;
+
+/// Memory for one pack of extents: what is recorded needs one at most.
+pub(super) type PackRoom = RBTreeNodeReservation<u64, Pack>;
+
+/// Packs by their bounds.
+struct Tree(RBTree<u64, Pack>);
+
+impl Packs for Tree {
+    type Room = PackRoom;
+
+    fn look<R>(&self, granule: u64, see: impl FnOnce(u64, &Pack) -> R) -> Option<R> {
+        let cursor = self.0.cursor_lower_bound(&granule)?;
+        let (bound, pack) = cursor.current();
+        Some(see(*bound, pack))
+    }
+
+    fn change<R>(&mut self, granule: u64, change: impl FnOnce(u64, &mut Pack) -> R) -> Option<R> {
+        let mut cursor = self.0.cursor_lower_bound_mut(&granule)?;
+        let (bound, pack) = cursor.current_mut();
+        Some(change(*bound, pack))
+    }
+
+    fn look_before<R>(&self, bound: u64, see: impl FnOnce(u64, &Pack) -> R) -> Option<R> {
+        let cursor = self.0.cursor_lower_bound(&bound)?;
+        let (bound, pack) = cursor.peek_prev()?;
+        Some(see(*bound, pack))
+    }
+
+    fn add(&mut self, room: PackRoom, bound: u64, pack: Pack) {
+        self.0.insert(room.into_node(bound, pack));
+    }
+
+    fn remove(&mut self, bound: u64) {
+        self.0.remove(&bound);
+    }
+}
+
+/// A store of a newer version that was deleted, with data that is still needed.
+struct Inherited {
+    /// The store; None: nothing is in it any more.
+    store: Option<Arc<Store>>,
+    /// How many extents lie in it.
+    extents: u64,
+}
+
+/// Extents by granule. Under the lock of the chain.
+pub(super) struct Extents {
+    /// They.
+    map: ExtentMap<Tree>,
+    /// The stores that are not the version's own, by index less 1.
+    inherited: KVec<Inherited>,
+}
+
+impl Extents {
+    /// None. Needs no memory.
+    pub(super) fn new() -> Self {
+        Self {
+            map: ExtentMap::new(Tree(RBTree::new())),
+            inherited: KVec::new(),
+        }
+    }
+
+    /// See [`ExtentMap::at_or_after`].
+    pub(super) fn at_or_after(&self, granule: u64) -> Option<Extent> {
+        self.map.at_or_after(granule)
+    }
+
+    /// See [`ExtentMap::insert`].
+    pub(super) fn insert(
+        &mut self,
+        extent: Extent,
+        room: PackRoom,
+    ) -> Result<Option<PackRoom>, PackRoom> {
+        let unused = self.map.insert(extent, room)?;
+        if let Some(inherited) = self.inherited_mut(extent.place) {
+            inherited.extents += 1;
+        }
+        Ok(unused)
+    }
+
+    /// Gives the extent that ends with granule `last`, which is not in a store, another place: in the
+    /// version's own store, or in none.
+    pub(super) fn put(&mut self, last: u64, place: Place) {
+        self.map.put(last, place);
+    }
+
+    /// See [`ExtentMap::cut_front`].
+    pub(super) fn cut_front(&mut self, last: u64, granule: u64) {
+        self.map.cut_front(last, granule);
+    }
+
+    /// See [`ExtentMap::remove`].
+    pub(super) fn remove(&mut self, last: u64) {
+        let gone = self.map.remove(last);
+        self.one_less(gone);
+    }
+
+    /// See [`ExtentMap::join`]: long runs of writes cost one extent.
+    pub(super) fn join(&mut self, last: u64) {
+        let gone = self.map.join(last);
+        self.one_less(gone);
+    }
+
+    /// Takes note that there is an extent less.
+    fn one_less(&mut self, gone: Option<Extent>) {
+        if let Some(inherited) = gone.and_then(|e| self.inherited_mut(e.place)) {
+            inherited.extents -= 1;
+        }
+    }
+
+    /// The inherited store that a place is in.
+    fn inherited_mut(&mut self, place: Place) -> Option<&mut Inherited> {
+        match place {
+            Place::Stored { store, .. } => {
+                let index = usize::from(store).checked_sub(1)?;
+                self.inherited.get_mut(index)
+            }
+            _ => None,
+        }
+    }
+
+    /// The inherited store with an index.
+    pub(super) fn inherited(&self, index: u16) -> Option<Arc<Store>> {
+        let index = usize::from(index).checked_sub(1)?;
+        self.inherited.get(index)?.store.clone()
+    }
+
+    /// Lets go of an inherited store if nothing is in it any more. The caller drops it without the lock.
+    pub(super) fn let_go(&mut self, index: u16) -> Option<Arc<Store>> {
+        let index = usize::from(index).checked_sub(1)?;
+        let inherited = self.inherited.get_mut(index);
+        inherited.filter(|i| i.extents == 0)?.store.take()
+    }
+
+    /// The index of a store that is, or will be, inherited. ENOMEM: also where there are as many as can be
+    /// counted, 32767.
+    pub(super) fn index_of(&mut self, store: &Arc<Store>, flags: Flags) -> Result<u16> {
+        let is = |i: &Inherited| i.store.as_ref().is_some_and(|s| Arc::ptr_eq(s, store));
+        let found = self.inherited.iter().rposition(is);
+        let index = match found.or_else(|| self.inherited.iter().position(|i| i.store.is_none())) {
+            Some(index) => index,
+            None if self.inherited.len() < usize::from(MAX_INDEX) => {
+                let new = Inherited {
+                    store: None,
+                    extents: 0,
+                };
+                self.inherited.push(new, flags)?;
+                self.inherited.len() - 1
+            }
+            None => return Err(ENOMEM),
+        };
+        if let Some(inherited) = self.inherited.get_mut(index) {
+            inherited.store.get_or_insert_with(|| store.clone());
+        }
+        Ok(index as u16 + 1)
+    }
+}
