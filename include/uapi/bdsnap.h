@@ -252,7 +252,7 @@ struct bdsnap_origin_info {
  * MEMORY: `length` bytes of memory, up to BDSNAP_MAX_MEMORY, taken at once. A
  * tenth of the machine's memory must remain available.
  *
- * One of them has at most 512 TiB: EINVAL.
+ * One of them has less than 512 TiB: EINVAL otherwise.
  *
  * Fields that the kind doesn't use are 0. ENOENT: no such store of this open
  * file, no such snapshot, or one that has failed. ENOSPC: BDSNAP_MAX_PORTIONS or _LANES are reached. ENOMEM: also where

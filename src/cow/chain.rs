@@ -277,9 +277,15 @@ impl Stock {
         self.take().ok_or(ENOMEM)
     }
 
-    /// Room for a pack of extents.
+    /// Room for a pack of extents. None: there is none in stock, nor at hand. Any context.
     pub(super) fn take(&mut self) -> Option<PackRoom> {
-        self.packs.pop()
+        let in_stock = self.packs.pop();
+        in_stock.or_else(|| PackRoom::new(slot::NOWAIT).ok())
+    }
+
+    /// Makes sure that there are so many in stock. False: there is no memory at hand. Any context.
+    pub(super) fn has(&mut self, packs: usize) -> bool {
+        self.packs.len() >= packs || self.fill(slot::NOWAIT).is_ok() || self.packs.len() >= packs
     }
 
     /// Takes room back that was not needed, or frees it.

@@ -9,7 +9,6 @@ use bdsnap_logic::extent_map::Pack;
 use bdsnap_logic::extent_map::Packs;
 use bdsnap_logic::extent_map::Place;
 use bdsnap_logic::extent_map::MAX_INDEX;
-use kernel::alloc::Flags;
 use kernel::prelude::*;
 use kernel::rbtree::RBTree;
 use kernel::rbtree::RBTreeNodeReservation;
@@ -55,7 +54,7 @@ impl Packs for Tree {
 }
 
 /// A store of a newer version that was deleted, with data that is still needed.
-struct Inherited {
+pub(super) struct Inherited {
     /// The store; None: nothing is in it any more.
     store: Option<Arc<Store>>,
     /// How many extents lie in it.
@@ -67,7 +66,9 @@ pub(super) struct Extents {
     /// They.
     map: ExtentMap<Tree>,
     /// The stores that are not the version's own, by index less 1.
-    inherited: KVec<Inherited>,
+    inherited: KVVec<Inherited>,
+    /// Which of them was asked for last.
+    latest: usize,
 }
 
 impl Extents {
@@ -75,7 +76,8 @@ impl Extents {
     pub(super) fn new() -> Self {
         Self {
             map: ExtentMap::new(Tree(RBTree::new())),
-            inherited: KVec::new(),
+            inherited: KVVec::new(),
+            latest: 0,
         }
     }
 
@@ -151,26 +153,52 @@ impl Extents {
         inherited.filter(|i| i.extents == 0)?.store.take()
     }
 
-    /// The index of a store that is, or will be, inherited. ENOMEM: also where there are as many as can be
-    /// counted, 32767.
-    pub(super) fn index_of(&mut self, store: &Arc<Store>, flags: Flags) -> Result<u16> {
+    /// The index of a store that is, or will be, inherited. ENOMEM: there are as many as can be counted,
+    /// 32767. None: `list`, which takes the place of the list of them where that is full, must have a
+    /// capacity of [`Extents::wanted`].
+    pub(super) fn index_of(
+        &mut self,
+        store: &Arc<Store>,
+        list: &mut KVVec<Inherited>,
+    ) -> Result<Option<u16>> {
         let is = |i: &Inherited| i.store.as_ref().is_some_and(|s| Arc::ptr_eq(s, store));
-        let found = self.inherited.iter().rposition(is);
-        let index = match found.or_else(|| self.inherited.iter().position(|i| i.store.is_none())) {
+        let latest = self.inherited.get(self.latest).filter(|i| is(i));
+        let found = latest.map(|_| self.latest);
+        let found = found.or_else(|| self.inherited.iter().rposition(is));
+        let free = || self.inherited.iter().position(|i| i.store.is_none());
+        let index = match found.or_else(free) {
             Some(index) => index,
-            None if self.inherited.len() < usize::from(MAX_INDEX) => {
+            None => {
+                let count = self.inherited.len();
+                if count >= usize::from(MAX_INDEX) {
+                    return Err(ENOMEM);
+                }
+                if count == self.inherited.capacity() {
+                    if list.capacity() < self.wanted() {
+                        return Ok(None);
+                    }
+                    for inherited in self.inherited.drain_all() {
+                        // (There is room.)
+                        let _ = list.push_within_capacity(inherited);
+                    }
+                    core::mem::swap(&mut self.inherited, list);
+                }
                 let new = Inherited {
                     store: None,
                     extents: 0,
                 };
-                self.inherited.push(new, flags)?;
-                self.inherited.len() - 1
+                let _ = self.inherited.push_within_capacity(new);
+                count
             }
-            None => return Err(ENOMEM),
         };
-        if let Some(inherited) = self.inherited.get_mut(index) {
-            inherited.store.get_or_insert_with(|| store.clone());
-        }
-        Ok(index as u16 + 1)
+        let inherited = self.inherited.get_mut(index).ok_or(ENOMEM)?;
+        inherited.store.get_or_insert_with(|| store.clone());
+        self.latest = index;
+        Ok(Some(index as u16 + 1))
+    }
+
+    /// How many inherited stores a larger list would have place for.
+    pub(super) fn wanted(&self) -> usize {
+        2 * self.inherited.capacity() + 4
     }
 }

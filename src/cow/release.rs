@@ -5,6 +5,7 @@
 
 use super::chain::Chain;
 use super::chain::Link;
+use super::extents::Inherited;
 use super::extents::PackRoom;
 use super::version::Version;
 use crate::kapi::abi;
@@ -30,7 +31,7 @@ const STEP: u64 = 1 << 13;
 const PACKS: usize = 16;
 /// Stores in a [`Room`]: one for each extent.
 const STORES: usize = 64;
-/// Leaves of bitmaps in stock: more than one extent may need.
+/// Leaves of bitmaps in stock: twice what one extent may need, and more.
 const LEAVES: usize = 12;
 
 /// Memory for what has to be recorded of a release: nothing is allocated while the chain is locked, since
@@ -42,6 +43,10 @@ struct Room {
     leaves: KVec<KBox<BitPage>>,
     /// Stores of slots that were given back: who drops the last reference to one sleeps, and takes locks.
     stores: KVec<Arc<Store>>,
+    /// A longer list of inherited stores.
+    list: KVVec<Inherited>,
+    /// How many it must have place for.
+    wanted: usize,
 }
 
 impl Room {
@@ -52,28 +57,23 @@ impl Room {
         while self.packs.len() < PACKS {
             self.packs.push(PackRoom::new(GFP_KERNEL)?, GFP_KERNEL)?;
         }
+        if self.list.capacity() < self.wanted {
+            self.list = KVVec::with_capacity(self.wanted, GFP_KERNEL)?;
+        }
         refill(&mut self.leaves)
     }
 
-    /// Takes room for a pack. ENOMEM: there is none left.
-    fn take(&mut self) -> Result<PackRoom> {
-        self.packs.pop().ok_or(ENOMEM)
+    /// Whether there is all that one extent may need, but for what is `wanted`.
+    fn is_enough(&self) -> bool {
+        self.packs.len() >= 2 && self.leaves.len() >= LEAVES / 2 && self.stores.len() < STORES
     }
 
-    /// Takes it back.
+    /// Takes back a pack that was not needed.
     fn give(&mut self, room: Option<PackRoom>) {
         if let Some(room) = room {
             // (It came from there.)
             let _ = self.packs.push_within_capacity(room);
         }
-    }
-
-    /// Whether another store can be put in. ENOMEM: no.
-    fn has_place(&self) -> Result {
-        if self.stores.len() < self.stores.capacity() {
-            return Ok(());
-        }
-        Err(ENOMEM)
     }
 }
 
@@ -107,6 +107,8 @@ pub(crate) fn release(tracker: &Arc<Tracker>, version: &Version, sectors: Span<S
         packs: KVec::new(),
         leaves: KVec::new(),
         stores: KVec::new(),
+        list: KVVec::new(),
+        wanted: 0,
     };
     let mut rest = sectors.inward::<Granules>(version.shift(), version.sectors());
     let mut result = Ok(());
@@ -120,7 +122,7 @@ pub(crate) fn release(tracker: &Arc<Tracker>, version: &Version, sectors: Span<S
                 progress = room
                     .refill()
                     .and_then(|()| tracker.lock_chain().release(version, part, &mut room));
-                if progress != Ok(Progress::NoRoom) {
+                if progress != Ok(Progress::NoRoom) || abi::is_dying() {
                     break;
                 }
             }
@@ -140,11 +142,11 @@ pub(crate) fn release(tracker: &Arc<Tracker>, version: &Version, sectors: Span<S
 }
 
 impl Link {
-    /// Forgets `part` of the extent that it lies in. `room`: for what of it is before that; given back if
-    /// it was not needed.
-    fn cut_out(&mut self, part: Span<Granules>, room: PackRoom) -> Option<PackRoom> {
+    /// Forgets `part` of the extent that it lies in. `room`, which is there: for what of it is before that;
+    /// given back if it was not needed.
+    fn cut_out(&mut self, part: Span<Granules>, room: Option<PackRoom>) -> Option<PackRoom> {
         let Ok(extent) = self.find(part.start()) else {
-            return Some(room);
+            return room;
         };
         let (before, _) = extent.span.split_at(part.start());
         if part.end() >= extent.span.end() {
@@ -153,9 +155,9 @@ impl Link {
             self.extents.cut_front(extent.last(), part.end());
         }
         if before.is_empty() {
-            return Some(room);
+            return room;
         }
-        self.record(room, before, extent.place)
+        self.record(room?, before, extent.place)
     }
 }
 
@@ -185,10 +187,10 @@ impl Chain {
                 State::NotKept => (),
                 State::Needed => version.release(run),
                 State::Reading | State::Memory => progress = Progress::Copying,
-                State::Stored | State::Lost => match self.forget_run(index, run, room) {
-                    Ok(true) => (),
-                    Ok(false) => progress = Progress::Copying,
-                    Err(_) => return Ok(Progress::NoRoom),
+                State::Stored | State::Lost => match self.forget_run(index, run, room)? {
+                    Progress::Done => (),
+                    Progress::Copying => progress = Progress::Copying,
+                    Progress::NoRoom => return Ok(Progress::NoRoom),
                 },
             }
         }
@@ -196,21 +198,26 @@ impl Chain {
     }
 
     /// Forgets granules of one extent that is in its place, after having handed them down to those older
-    /// versions that need them; false: not all, since one of these is reading them. ENOMEM: there is no
-    /// room for more; what has been done is.
-    fn forget_run(&mut self, index: usize, run: Span<Granules>, room: &mut Room) -> Result<bool> {
+    /// versions that need them. Copying: not all, since one of these is reading them. NoRoom: what has been
+    /// done is. ENOMEM: an heir has more inherited stores than can be counted.
+    fn forget_run(
+        &mut self,
+        index: usize,
+        run: Span<Granules>,
+        room: &mut Room,
+    ) -> Result<Progress> {
         let split = self.links.split_at_mut_checked(index + 1);
         let Some((newer, older)) = split else {
-            return Ok(true);
+            return Ok(Progress::Done);
         };
         let Some(link) = newer.last_mut() else {
-            return Ok(true);
+            return Ok(Progress::Done);
         };
         let mut rest = run;
-        let mut all = true;
+        let mut progress = Progress::Done;
         while !rest.is_empty() {
             let Ok(extent) = link.find(rest.start()) else {
-                return Ok(all);
+                return Ok(progress);
             };
             let place = extent.from(rest.start()).place;
             let end = Cell::new(rest.end());
@@ -227,25 +234,31 @@ impl Chain {
                 .as_ref()
                 .is_some_and(|h| h.state_run(part).0 == State::Reading)
             {
-                all = false;
+                progress = Progress::Copying;
                 continue;
             }
             // All that may fail comes first: a slot must not have two owners, nor none.
-            room.has_place()?;
-            let own = room.take()?;
+            if !room.is_enough() {
+                return Ok(Progress::NoRoom);
+            }
             let stored = match place {
                 Place::Stored { store, slot } => link.store(store).map(|s| (s, store, slot)),
                 _ => None,
             };
             let is_inherited = heir.is_some();
             if let Some(heir) = heir {
-                let heirs = room.take()?;
                 heir.version.ensure_from(part, &mut room.leaves)?;
-                let place = heir.place_here(place, stored.as_ref().map(|s| &s.0))?;
+                let store = stored.as_ref().map(|s| &s.0);
+                let Some(place) = heir.place_here(place, store, &mut room.list)? else {
+                    room.wanted = heir.extents.wanted();
+                    return Ok(Progress::NoRoom);
+                };
+                let heirs = room.packs.pop().ok_or(ENOMEM)?;
                 room.give(heir.inherit(heirs, part, place));
             } else if let Some((store, _, slot)) = &stored {
                 store.ensure_release(*slot, part.len(), &mut room.leaves)?;
             }
+            let own = room.packs.pop();
             room.give(link.cut_out(part, own));
             link.version.release(part);
             if let Some((store, index, slot)) = stored {
@@ -259,6 +272,6 @@ impl Chain {
                 let _ = room.stores.push_within_capacity(store);
             }
         }
-        Ok(all)
+        Ok(progress)
     }
 }

@@ -4,11 +4,13 @@
 
 use super::chain::Chain;
 use super::chain::Link;
+use super::extents::Inherited;
 use super::extents::PackRoom;
 use super::extents::OWN;
 use super::release::refill;
 use super::version::Version;
 use super::version::Versions;
+use crate::kapi::slot::BitPage;
 use crate::kapi::time;
 use crate::store::Store;
 use crate::tracker::Tracker;
@@ -66,6 +68,16 @@ pub(crate) fn remove(tracker: &Arc<Tracker>, version: &Arc<Version>) {
     tracker.kick();
 }
 
+/// Memory for what is handed down.
+struct Stock {
+    /// Leaves of bitmaps.
+    leaves: KVec<KBox<BitPage>>,
+    /// A pack of extents.
+    room: Option<PackRoom>,
+    /// A longer list of inherited stores.
+    list: KVVec<Inherited>,
+}
+
 /// What [`Chain::unlink`] took out.
 struct Unlinked {
     /// The next older version.
@@ -81,7 +93,7 @@ impl Link {
         span: Span<Granules>,
         place: Place,
         store: Option<&Arc<Store>>,
-        room: &mut Option<PackRoom>,
+        stock: &mut Stock,
     ) -> Result {
         let (own, _) = self.state_run(span);
         if granule::inherit(own, place.state()).is_none() || own == State::Reading {
@@ -89,25 +101,38 @@ impl Link {
             return Ok(());
         }
         self.version.ensure(span)?;
-        let place = self.place_here(place, store)?;
-        let some = match room.take() {
+        let place = loop {
+            match self.place_here(place, store, &mut stock.list)? {
+                Some(place) => break place,
+                None => {
+                    stock.list = KVVec::with_capacity(self.extents.wanted(), GFP_KERNEL)?;
+                }
+            }
+        };
+        let room = match stock.room.take() {
             Some(room) => room,
             None => PackRoom::new(GFP_KERNEL)?,
         };
-        *room = self.inherit(some, span, place);
+        stock.room = self.inherit(room, span, place);
         Ok(())
     }
 
-    /// A place of a newer version, in `store` if in any, as this one says it. ENOMEM. May sleep.
-    pub(super) fn place_here(&mut self, place: Place, store: Option<&Arc<Store>>) -> Result<Place> {
+    /// A place of a newer version, in `store` if in any, as this one says it. Errors, and None: see
+    /// [`super::extents::Extents::index_of`].
+    pub(super) fn place_here(
+        &mut self,
+        place: Place,
+        store: Option<&Arc<Store>>,
+        list: &mut KVVec<Inherited>,
+    ) -> Result<Option<Place>> {
         Ok(match (place, store) {
-            (Place::Stored { slot, .. }, Some(store)) => Place::Stored {
-                store: self.extents.index_of(store, GFP_KERNEL)?,
-                slot,
-            },
+            (Place::Stored { slot, .. }, Some(store)) => {
+                let index = self.extents.index_of(store, list)?;
+                index.map(|store| Place::Stored { store, slot })
+            }
             // (A version in the chain has all its stores.)
             (Place::Stored { .. }, None) => return Err(EIO),
-            (place, _) => place,
+            (place, _) => Some(place),
         })
     }
 
@@ -144,8 +169,11 @@ impl Chain {
             None => (),
         }
         // (Where there is no memory for that, slots stay in use.)
-        let mut stock = KVec::new();
-        let mut room = None;
+        let mut stock = Stock {
+            leaves: KVec::new(),
+            room: None,
+            list: KVVec::new(),
+        };
         let mut at = 0;
         while let Some(extent) = link.extents.at_or_after(at) {
             at = extent.span.end();
@@ -165,11 +193,11 @@ impl Chain {
                     _ => None,
                 };
                 let done = match (heir.and_then(|i| older.get_mut(i)), place) {
-                    (Some(heir), place) => heir.take_over(part, place, store.as_ref(), &mut room),
+                    (Some(heir), place) => heir.take_over(part, place, store.as_ref(), &mut stock),
                     // One that came from a newer version, whose store goes on without this one.
                     (None, Place::Stored { store: index, slot }) if index != OWN => {
-                        if let (Some(store), Ok(())) = (store, refill(&mut stock)) {
-                            let ensured = store.ensure_release(slot, part.len(), &mut stock);
+                        if let (Some(store), Ok(())) = (store, refill(&mut stock.leaves)) {
+                            let ensured = store.ensure_release(slot, part.len(), &mut stock.leaves);
                             if ensured.is_ok() {
                                 store.release(slot, part.len());
                             }

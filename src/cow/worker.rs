@@ -9,7 +9,6 @@ use super::chain::Job;
 use super::chain::Phase;
 use super::chain::Pool;
 use super::chain::Start;
-use super::extents::PackRoom;
 use super::extents::OWN;
 use super::version::Damage;
 use super::version::Version;
@@ -28,6 +27,7 @@ use crate::kapi::trace;
 use crate::store::Site;
 use crate::tracker::Tracker;
 use bdsnap_logic::extent_map::Place;
+use bdsnap_logic::extent_map::PACK_EXTENTS;
 use bdsnap_logic::fill;
 use bdsnap_logic::granule::Need;
 use bdsnap_logic::granule::State;
@@ -554,18 +554,26 @@ impl Chain {
     /// Replaces an extent by parts of it, side by side; empty ones are left out. ENOMEM: all is as it
     /// was.
     fn split(&mut self, version: &Version, parts: &[(Span<Granules>, Place)]) -> Result {
-        let mut rooms = KVec::new();
-        for _ in parts {
-            rooms.push(PackRoom::new(slot::NOWAIT)?, slot::NOWAIT)?;
-        }
-        let (Some(link), Some((whole, _))) = (self.link_mut(version), parts.last()) else {
+        let (Some(index), Some((whole, _))) = (self.index_of(version), parts.last()) else {
             return Ok(());
         };
+        let (Some(link), Some(pool)) = (self.links.get_mut(index), self.pool.as_mut()) else {
+            return Ok(());
+        };
+        // Side by side, the first may find a full pack, and so may every so many of the others.
+        if !pool.stock.has(2 + parts.len() / (PACK_EXTENTS / 2 - 1)) {
+            return Err(ENOMEM);
+        }
         link.extents.remove(whole.end() - 1);
         for (part, place) in parts.iter().filter(|(part, _)| !part.is_empty()) {
-            if let Some(room) = rooms.pop().and_then(|r| link.record(r, *part, *place)) {
-                // (It came from there.)
-                let _ = rooms.push_within_capacity(room);
+            match pool.stock.take() {
+                Some(room) => {
+                    if let Some(room) = link.record(room, *part, *place) {
+                        pool.stock.give(room);
+                    }
+                }
+                // It can't be: there were enough.
+                None => version.fail(abi::BDSNAP_CAUSE_NO_MEMORY),
             }
         }
         Ok(())

@@ -159,7 +159,7 @@ impl Entry {
     /// [`None`]: it doesn't fit, or is empty.
     fn new(extent: &Extent) -> Option<Self> {
         let len = extent.span.len().checked_sub(1)?;
-        let fits = len <= mask(LEN_BITS) && div_down(extent.span.end(), 64 - LEN_BITS) == 0;
+        let fits = len <= mask(LEN_BITS) && div_down(extent.last(), 64 - LEN_BITS) == 0;
         let place = extent.place.encode()?;
         fits.then(|| Self {
             range: times(extent.last(), LEN_BITS) | len,
@@ -211,11 +211,6 @@ impl Pack {
         self.entries.get(..self.len).unwrap_or_default()
     }
 
-    /// Whether there is no room.
-    fn is_full(&self) -> bool {
-        self.len >= PACK_EXTENTS
-    }
-
     /// The index of the first extent that doesn't end before `granule`.
     fn index(&self, granule: u64) -> usize {
         self.list().partition_point(|entry| entry.last() < granule)
@@ -228,18 +223,19 @@ impl Pack {
         (entry.last() == last).then(|| (index, entry.extent()))
     }
 
-    /// Puts an extent where it belongs, if there is room.
-    fn insert(&mut self, packed: Entry) {
-        if self.is_full() {
-            return;
+    /// Puts an extent where it belongs. False: there is no room.
+    fn insert(&mut self, new: Entry) -> bool {
+        if self.len >= PACK_EXTENTS {
+            return false;
         }
-        let at = self.index(packed.last());
+        let at = self.index(new.last());
         self.len = self.len.saturating_add(1);
-        let mut next = packed;
+        let mut next = new;
         let moved = self.entries.get_mut(at..self.len).unwrap_or_default();
         for entry in moved.iter_mut() {
             core::mem::swap(entry, &mut next);
         }
+        true
     }
 
     /// Takes the extent with this index out.
@@ -257,16 +253,19 @@ impl Pack {
     /// Moves its first `count` extents into a new pack.
     fn split(&mut self, count: usize) -> Self {
         let mut lower = Self::EMPTY;
-        let mut upper = Self::EMPTY;
-        for (index, &entry) in self.list().iter().enumerate() {
-            let part = if index < count {
-                &mut lower
-            } else {
-                &mut upper
-            };
-            part.insert(entry);
+        let all = self.list().iter().take(count);
+        for (to, from) in lower.entries.iter_mut().zip(all) {
+            *to = *from;
         }
-        *self = upper;
+        lower.len = count.min(self.len);
+        for index in lower.len..self.len {
+            let entry = self.entries.get(index).copied();
+            let to = self.entries.get_mut(index.saturating_sub(lower.len));
+            if let (Some(entry), Some(to)) = (entry, to) {
+                *to = entry;
+            }
+        }
+        self.len = self.len.saturating_sub(lower.len);
         lower
     }
 }
@@ -330,11 +329,19 @@ impl<P: Packs> ExtentMap<P> {
         let Some(entry) = Entry::new(&extent) else {
             return Err(room);
         };
-        let put = |_, pack: &mut Pack| {
-            if !pack.is_full() {
-                pack.insert(entry);
-                return None;
-            }
+        let put = |_, pack: &mut Pack| pack.insert(entry);
+        if self.packs.change(entry.last(), put) == Some(true) {
+            return Ok(Some(room));
+        }
+        self.add(entry, room);
+        Ok(None)
+    }
+
+    /// Adds an entry where there is no pack with room for it.
+    #[cold]
+    #[inline(never)]
+    fn add(&mut self, entry: Entry, room: P::Room) {
+        let split = self.packs.change(entry.last(), |_, pack| {
             // Where they come in order, packs become full, and the next ones have one to go to.
             let (count, bound) = match pack.index(entry.last()) {
                 0 => (0, pack.list().first().map(|e| e.last().saturating_sub(1))),
@@ -350,18 +357,14 @@ impl<P: Packs> ExtentMap<P> {
                 pack
             };
             part.insert(entry);
-            Some((bound, lower))
-        };
-        match self.packs.change(entry.last(), put) {
-            Some(None) => return Ok(Some(room)),
-            Some(Some((bound, lower))) => self.packs.add(room, bound, lower),
-            None => {
-                let mut pack = Pack::EMPTY;
-                pack.insert(entry);
-                self.packs.add(room, u64::MAX, pack);
-            }
-        }
-        Ok(None)
+            (bound, lower)
+        });
+        let (bound, pack) = split.unwrap_or_else(|| {
+            let mut pack = Pack::EMPTY;
+            pack.insert(entry);
+            (u64::MAX, pack)
+        });
+        self.packs.add(room, bound, pack);
     }
 
     /// Gives the extent that ends with granule `last` another place. False: there is none, or it doesn't fit.
@@ -393,31 +396,48 @@ impl<P: Packs> ExtentMap<P> {
             Some((bound, pack.len, extent))
         };
         let (bound, left, extent) = self.packs.change(last, take)??;
-        if left <= PACK_EXTENTS / 4 && !self.merge(bound) {
-            if let Some(before) = self.packs.look_before(bound, |bound, _| bound) {
-                self.merge(before);
-            }
-        }
+        self.tidy(bound, left);
         Some(extent)
     }
 
     /// Joins the extent that ends with granule `last` to the one before it, if both are zeros, or lie side by
     /// side in one store: returns that one, as it was.
     pub fn join(&mut self, last: u64) -> Option<Extent> {
-        let look = |bound, pack: &Pack| {
+        let join = |bound, pack: &mut Pack| {
             let (index, extent) = pack.ending(last)?;
-            let before = index.checked_sub(1).and_then(|i| pack.list().get(i));
-            Some((bound, extent, before.map(Entry::extent)))
+            let Some(index) = index.checked_sub(1) else {
+                return Some(Err((bound, extent)));
+            };
+            let before = pack.list().get(index)?.extent();
+            let joined = Entry::new(&before.joined(&extent)?)?;
+            pack.remove(index);
+            *pack.entries.get_mut(index)? = joined;
+            Some(Ok((bound, pack.len, before)))
         };
-        let (bound, extent, before) = self.packs.look(last, look)??;
-        let before = before.or_else(|| {
-            let last = |_, pack: &Pack| pack.list().last().map(Entry::extent);
-            self.packs.look_before(bound, last)?
-        })?;
-        let joined = before.joined(&extent)?;
-        self.remove(before.last())?;
-        self.change(last, |_| joined);
-        Some(before)
+        match self.packs.change(last, join)?? {
+            Ok((bound, left, before)) => {
+                self.tidy(bound, left);
+                Some(before)
+            }
+            Err((bound, extent)) => {
+                let last_of = |_, pack: &Pack| pack.list().last().map(Entry::extent);
+                let before = self.packs.look_before(bound, last_of)??;
+                let joined = before.joined(&extent)?;
+                self.remove(before.last())?;
+                self.change(last, |_| joined);
+                Some(before)
+            }
+        }
+    }
+
+    /// Moves what is left in a pack, `left` extents, into the next one, or what is in the one before into it:
+    /// if it is little.
+    fn tidy(&mut self, bound: u64, left: usize) {
+        if left <= PACK_EXTENTS / 4 && !self.merge(bound) {
+            if let Some(before) = self.packs.look_before(bound, |bound, _| bound) {
+                self.merge(before);
+            }
+        }
     }
 
     /// Moves the extents of a pack into the next one, if it has none, or both together are half of one at most.
@@ -425,21 +445,21 @@ impl<P: Packs> ExtentMap<P> {
         let Some(next) = bound.checked_add(1) else {
             return false;
         };
-        let copy = |_, pack: &Pack| (pack.len, pack.entries);
-        let Some((len, entries)) = self.packs.look(bound, copy) else {
+        let len = |_, pack: &Pack| pack.len;
+        let (Some(a), Some(b)) = (self.packs.look(bound, len), self.packs.look(next, len)) else {
             return false;
         };
-        let merged = self.packs.change(next, |_, into| {
-            let fits = len == 0 || len.saturating_add(into.len) <= PACK_EXTENTS / 2;
-            if fits {
-                entries.iter().take(len).for_each(|&e| into.insert(e));
-            }
-            fits
-        });
-        if merged == Some(true) {
-            self.packs.remove(bound);
+        if a > 0 && a.saturating_add(b) > PACK_EXTENTS / 2 {
+            return false;
         }
-        merged == Some(true)
+        for index in 0..a {
+            let entry = |_, pack: &Pack| pack.list().get(index).copied();
+            if let Some(entry) = self.packs.look(bound, entry).flatten() {
+                self.packs.change(next, |_, into| into.insert(entry));
+            }
+        }
+        self.packs.remove(bound);
+        true
     }
 
     /// The packs.

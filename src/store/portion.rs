@@ -236,7 +236,7 @@ impl Portion {
     fn checked(self) -> Result<Self, Refused> {
         match self.slots() {
             0 => Err(Refused::new(EINVAL, abi::BDSNAP_CAUSE_STORE_SMALL)),
-            n if n > fill::PORTION_SLOTS => Err(EINVAL.into()),
+            n if n >= fill::PORTION_SLOTS => Err(EINVAL.into()),
             _ => Ok(self),
         }
     }
