@@ -455,7 +455,7 @@ struct bdsnap_version_info {
 	__u32 cause;
 	/* Of these bytes whole granules count, the one in which the device ends, too. */
 	__u64 bytes_copied;	/* to its store, what has been released since included */
-	__u64 bytes_lost;	/* unreadable: the origin gave errors */
+	__u64 bytes_lost;	/* unreadable: the origin gave errors, or a store with newer data did */
 	__u64 bytes_not_kept;	/* store extents: read as zeros */
 	__u32 openers;		/* of the image */
 	__u32 flags;		/* BDSNAP_VERSION_* */

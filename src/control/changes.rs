@@ -4,6 +4,7 @@
 
 use super::Registry;
 use super::State;
+use crate::cow;
 use crate::cow::Version;
 use crate::kapi::abi;
 use crate::kapi::bdev::Dev;
@@ -31,7 +32,7 @@ fn named(state: &State, dev: Dev, live: bool) -> Result<(Arc<Tracker>, Option<Ar
         return Ok((tracker, None));
     }
     let (number, _) = tracker.map.numbers();
-    let newest = tracker.lock_chain().versions(None)?.pop_front();
+    let newest = cow::versions(&tracker, None)?.pop_front();
     Ok((tracker, newest.filter(|v| v.view.number() == number)))
 }
 
@@ -91,7 +92,7 @@ impl Registry {
         if discards && a.number + 1 >= u64::from(abi::BDSNAP_MAP_DISCARDED) {
             return Err(EOVERFLOW);
         }
-        let versions = tracker.lock_chain().versions(None)?;
+        let versions = cow::versions(&tracker, None)?;
         read_blocks(&tracker, version.as_deref(), &versions, &a)?;
         abi::write_arg(arg, &a)
     }

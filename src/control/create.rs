@@ -650,12 +650,8 @@ fn prepare(
         }
     }
     let version = Arc::new(version, GFP_KERNEL)?;
-    let mut chain = tracker.lock_chain();
-    let reserved = chain.reserve();
-    let list = chain.versions(None);
-    drop(chain);
-    reserved?;
-    let mut list = list?;
+    tracker.lock_chain().reserve()?;
+    let mut list = cow::versions(tracker, None)?;
     list.insert_within_capacity(0, version.clone())
         .map_err(|_| ENOMEM)?;
     Ok(Candidate {

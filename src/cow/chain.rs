@@ -294,8 +294,9 @@ impl Stock {
     }
 }
 
-/// How long a copy waits for memory to record it with, when nothing else is on its way; then its version fails.
-const PATIENCE_MS: u32 = 500;
+/// How long a copy waits for memory to record it with, when nothing else is on its way, and what is handed
+/// down: then a version fails.
+pub(super) const PATIENCE_MS: u32 = 500;
 
 /// More granules than that are many for one write: such are discards.
 const LONG: u64 = 1 << 14;
@@ -428,21 +429,14 @@ impl Chain {
         self.links.get_mut(index)
     }
 
+    /// The version at this place, from the newest.
+    pub(super) fn nth(&self, index: usize) -> Option<Arc<Version>> {
+        self.links.get(index).map(|link| link.version.clone())
+    }
+
     /// How many versions there are.
     pub(crate) fn len(&self) -> usize {
         self.links.len()
-    }
-
-    /// Copies of the list of versions, newest first, without `except`; with room for one more.
-    /// ENOMEM. May sleep.
-    pub(crate) fn versions(&self, except: Option<&Version>) -> Result<KVec<Arc<Version>>> {
-        let mut list = KVec::with_capacity(self.links.len() + 1, GFP_KERNEL)?;
-        for link in self.links.iter() {
-            if !except.is_some_and(|e| core::ptr::eq(e, &*link.version)) {
-                list.push(link.version.clone(), GFP_KERNEL)?;
-            }
-        }
-        Ok(list)
     }
 
     /// What must happen before the first granule of `span` is overwritten, and up to where that
@@ -723,5 +717,25 @@ impl Chain {
             Place::Zeros => Found::Zeros,
             Place::Reading | Place::Lost => Found::Unreadable,
         })
+    }
+}
+
+/// The versions of an origin, newest first, without `except`; the list has room for one more. ENOMEM.
+/// Sleeps, but allocates nothing with the chain locked.
+pub(crate) fn versions(tracker: &Tracker, except: Option<&Version>) -> Result<KVec<Arc<Version>>> {
+    loop {
+        let count = tracker.lock_chain().len();
+        let mut list = KVec::with_capacity(count + 1, GFP_KERNEL)?;
+        let chain = tracker.lock_chain();
+        if chain.len() > count {
+            continue;
+        }
+        for link in chain.links.iter() {
+            if !except.is_some_and(|e| core::ptr::eq(e, &*link.version)) {
+                // (There is room.)
+                let _ = list.push_within_capacity(link.version.clone());
+            }
+        }
+        return Ok(list);
     }
 }

@@ -10,6 +10,7 @@ mod bits;
 mod chain;
 mod extents;
 mod free;
+mod heir;
 mod release;
 mod remove;
 mod version;
@@ -17,6 +18,7 @@ mod watch;
 mod worker;
 
 pub(crate) use bits::Bits;
+pub(crate) use chain::versions;
 pub(crate) use chain::Chain;
 pub(crate) use chain::Found;
 pub(crate) use free::differences;

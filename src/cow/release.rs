@@ -5,85 +5,24 @@
 
 use super::chain::Chain;
 use super::chain::Link;
-use super::extents::Inherited;
 use super::extents::PackRoom;
+use super::heir::heir;
+use super::heir::Room;
 use super::version::Version;
 use crate::kapi::abi;
 use crate::kapi::noio;
-use crate::kapi::slot;
-use crate::kapi::slot::BitPage;
 use crate::kapi::time::Deadline;
-use crate::store::Store;
 use crate::tracker::Tracker;
 use bdsnap_logic::extent_map::Place;
-use bdsnap_logic::granule;
 use bdsnap_logic::granule::State;
 use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
-use core::cell::Cell;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
 /// Granules that are released at a time, with the chain locked.
 const STEP: u64 = 1 << 13;
-/// Packs of extents in a [`Room`]: two for each extent, of which few are needed.
-const PACKS: usize = 16;
-/// Stores in a [`Room`]: one for each extent.
-const STORES: usize = 64;
-/// Leaves of bitmaps in stock: twice what one extent may need, and more.
-const LEAVES: usize = 12;
-
-/// Memory for what has to be recorded of a release: nothing is allocated while the chain is locked, since
-/// who copies would wait for it, and writes for that.
-struct Room {
-    /// Packs of extents.
-    packs: KVec<PackRoom>,
-    /// Leaves of bitmaps.
-    leaves: KVec<KBox<BitPage>>,
-    /// Stores of slots that were given back: who drops the last reference to one sleeps, and takes locks.
-    stores: KVec<Arc<Store>>,
-    /// A longer list of inherited stores.
-    list: KVVec<Inherited>,
-    /// How many it must have place for.
-    wanted: usize,
-}
-
-impl Room {
-    /// Fills it up, and drops what there is to be dropped. ENOMEM. Sleeps.
-    fn refill(&mut self) -> Result {
-        self.stores.clear();
-        self.stores.reserve(STORES, GFP_KERNEL)?;
-        while self.packs.len() < PACKS {
-            self.packs.push(PackRoom::new(GFP_KERNEL)?, GFP_KERNEL)?;
-        }
-        if self.list.capacity() < self.wanted {
-            self.list = KVVec::with_capacity(self.wanted, GFP_KERNEL)?;
-        }
-        refill(&mut self.leaves)
-    }
-
-    /// Whether there is all that one extent may need, but for what is `wanted`.
-    fn is_enough(&self) -> bool {
-        self.packs.len() >= 2 && self.leaves.len() >= LEAVES / 2 && self.stores.len() < STORES
-    }
-
-    /// Takes back a pack that was not needed.
-    fn give(&mut self, room: Option<PackRoom>) {
-        if let Some(room) = room {
-            // (It came from there.)
-            let _ = self.packs.push_within_capacity(room);
-        }
-    }
-}
-
-/// Fills up a stock of leaves. ENOMEM. May sleep.
-pub(super) fn refill(leaves: &mut KVec<KBox<BitPage>>) -> Result {
-    while leaves.len() < LEAVES {
-        leaves.push(slot::zeroed(GFP_KERNEL)?, GFP_KERNEL)?;
-    }
-    Ok(())
-}
 
 /// How far a release has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -103,13 +42,7 @@ enum Progress {
 /// What has been released by then stays so.
 pub(crate) fn release(tracker: &Arc<Tracker>, version: &Version, sectors: Span<Sectors>) -> Result {
     let _noio = noio::Scope::enter();
-    let mut room = Room {
-        packs: KVec::new(),
-        leaves: KVec::new(),
-        stores: KVec::new(),
-        list: KVVec::new(),
-        wanted: 0,
-    };
+    let mut room = Room::new();
     let mut rest = sectors.inward::<Granules>(version.shift(), version.sectors());
     let mut result = Ok(());
     while !rest.is_empty() && result.is_ok() {
@@ -220,20 +153,9 @@ impl Chain {
                 return Ok(progress);
             };
             let place = extent.from(rest.start()).place;
-            let end = Cell::new(rest.end());
-            let states = older.iter().map(|l| {
-                let (state, upto) = l.state_run(rest);
-                end.set(end.get().min(upto));
-                state
-            });
-            let heir = granule::heir(states);
-            let (part, others) = rest.split_at(end.get());
-            rest = others;
-            let heir = heir.and_then(|i| older.get_mut(i));
-            if heir
-                .as_ref()
-                .is_some_and(|h| h.state_run(part).0 == State::Reading)
-            {
+            let (part, heir) = heir(older, rest);
+            (_, rest) = rest.split_at(part.end());
+            if heir.as_ref().is_some_and(|h| h.is_reading(part)) {
                 progress = Progress::Copying;
                 continue;
             }
@@ -247,14 +169,10 @@ impl Chain {
             };
             let is_inherited = heir.is_some();
             if let Some(heir) = heir {
-                heir.version.ensure_from(part, &mut room.leaves)?;
                 let store = stored.as_ref().map(|s| &s.0);
-                let Some(place) = heir.place_here(place, store, &mut room.list)? else {
-                    room.wanted = heir.extents.wanted();
+                if !heir.take_over(part, place, store, room)? {
                     return Ok(Progress::NoRoom);
-                };
-                let heirs = room.packs.pop().ok_or(ENOMEM)?;
-                room.give(heir.inherit(heirs, part, place));
+                }
             } else if let Some((store, _, slot)) = &stored {
                 store.ensure_release(*slot, part.len(), &mut room.leaves)?;
             }

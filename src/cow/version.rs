@@ -244,13 +244,8 @@ impl Version {
         Ok(())
     }
 
-    /// Makes sure that [`Version::keep`] can be called for `span`. ENOMEM. May sleep.
-    pub(super) fn ensure(&self, span: Span<Granules>) -> Result {
-        self.kept.ensure(span)?;
-        self.data.ensure(span)
-    }
-
-    /// The same, with memory from a stock. ENOMEM: it is out. Any context.
+    /// Makes sure that [`Version::keep`] can be called for `span`, with memory from a stock. ENOMEM: it is
+    /// out. Any context.
     pub(super) fn ensure_from(
         &self,
         span: Span<Granules>,
@@ -273,13 +268,10 @@ impl Version {
         }
     }
 
-    /// It takes data over from a newer version, or takes note that it is lost.
-    pub(super) fn inherit(&self, span: Span<Granules>, lost: bool) {
+    /// It takes data over from a newer version. (What that has lost is counted already.)
+    pub(super) fn inherit(&self, span: Span<Granules>) {
         self.data.set(span);
         self.kept.set(span);
-        if lost {
-            self.lose(span.len(), abi::BDSNAP_CAUSE_ORIGIN_IO);
-        }
     }
 
     /// Makes sure that [`Version::release`] can be called for `span`, with memory from a stock. ENOMEM: it

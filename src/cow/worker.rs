@@ -29,8 +29,8 @@ use crate::tracker::Tracker;
 use bdsnap_logic::extent_map::Place;
 use bdsnap_logic::extent_map::PACK_EXTENTS;
 use bdsnap_logic::fill;
+use bdsnap_logic::granule;
 use bdsnap_logic::granule::Need;
-use bdsnap_logic::granule::State;
 use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
@@ -123,9 +123,9 @@ fn tell(tracker: &Tracker) {
     if !untold {
         return;
     }
-    // Where there is no memory for the list, the next round does it.
-    let versions = tracker.lock_chain().versions(None).unwrap_or_default();
-    for version in versions {
+    // (If one is left out since a newer one goes meanwhile, the next round does it.)
+    let nth = |n| tracker.lock_chain().nth(n);
+    for version in (0..).map_while(nth) {
         if let Some(seconds) = version.store().and_then(|s| s.take_news()) {
             tracker.tell(abi::BDSNAP_EVENT_LOW, 0, version.snapshot, seconds);
         }
@@ -454,7 +454,7 @@ impl Chain {
         let version = job.version;
         if !ok {
             version.fail(abi::BDSNAP_CAUSE_STORE_IO);
-            self.lost_to_older(&version, job.span);
+            self.lost_to_older(&version, job.span, abi::BDSNAP_CAUSE_STORE_IO);
         }
         if let Some(link) = self.link_mut(&version) {
             let mut at = job.span.start();
@@ -480,22 +480,20 @@ impl Chain {
         self.over(run, &version);
     }
 
-    /// A version's data of some granules is lost: older versions that would read it there have
-    /// lost it, too.
-    fn lost_to_older(&mut self, version: &Version, span: Span<Granules>) {
+    /// A version's data of some granules is lost, or could not be read: older versions that read there
+    /// have lost it, too.
+    fn lost_to_older(&mut self, version: &Version, span: Span<Granules>, cause: u32) {
         let Some(index) = self.index_of(version) else {
             return;
         };
-        for link in self.links.iter().skip(index + 1) {
-            let mut at = span.start();
-            while let Some(rest) = Span::new(at, span.end()).filter(|s| !s.is_empty()) {
-                let (state, upto) = link.state_run(rest);
-                if state == State::Needed {
-                    let cause = abi::BDSNAP_CAUSE_STORE_IO;
-                    link.version.lose(upto.saturating_sub(at), cause);
-                }
-                at = upto;
-            }
+        let older = self.links.get(index + 1..).unwrap_or_default();
+        let mut rest = span;
+        while !rest.is_empty() {
+            let upto = older.iter().map(|l| l.state_run(rest).1).min();
+            let (part, others) = rest.split_at(upto.unwrap_or(rest.end()));
+            rest = others;
+            let states = older.iter().map(|l| (&l.version, l.state_run(part).0));
+            granule::readers(states).for_each(|reader| reader.lose(part.len(), cause));
         }
     }
 
@@ -538,13 +536,16 @@ impl Chain {
         if pushed.is_err() || self.split(version, &parts).is_err() {
             self.replace(version, span, Place::Lost);
             version.keep(span, true);
+            self.lost_to_older(version, span, abi::BDSNAP_CAUSE_ORIGIN_IO);
             return 0;
         }
         let mut good = 0;
         for (part, place) in parts.iter() {
             let lost = matches!(place, Place::Lost);
             version.keep(*part, lost);
-            if !lost {
+            if lost {
+                self.lost_to_older(version, *part, abi::BDSNAP_CAUSE_ORIGIN_IO);
+            } else {
                 good += part.len();
             }
         }

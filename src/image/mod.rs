@@ -201,7 +201,7 @@ struct Read {
 #[pin_data]
 struct Piece {
     /// The store that it is read from; None: the origin. Dropped before the read is not counted any
-    /// more; where nothing has been released, so never the last reference.
+    /// more.
     store: Option<Arc<Store>>,
     /// Whether it is over, and only to be dropped where one may sleep.
     is_over: AtomicBool,
@@ -388,7 +388,7 @@ fn fetch(
 }
 
 impl ChildDone for Piece {
-    fn child_done(this: Pin<KBox<Self>>, status: Result) {
+    fn child_done(mut this: Pin<KBox<Self>>, status: Result) {
         let shown = &this.read.shown;
         let is_from_origin = this.store.is_none();
         let moved = || {
@@ -411,8 +411,10 @@ impl ChildDone for Piece {
         if !this.read.shown.version.is_live() || status.is_err() {
             this.read.parent.fail();
         }
-        if this.store.is_some() && this.read.shown.version.released() > 0 {
-            // It may be the last that holds its store, which can't be dropped here.
+        let store = this.as_mut().project().store.take();
+        if let Some(last) = store.and_then(Arc::into_unique_or_drop) {
+            // Nobody else holds the store any more, which can't be dropped here.
+            *this.as_mut().project().store = Some(last.into());
             this.is_over.store(true, Ordering::Relaxed);
             let queue = this.read.shown.queue.clone();
             queue.queue().enqueue::<_, 0>(this);

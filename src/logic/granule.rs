@@ -171,6 +171,15 @@ pub fn heir(older_newest_first: impl Iterator<Item = State>) -> Option<usize> {
     None
 }
 
+/// Which of the older versions, the next older first and each with its state, read through a version what
+/// it has of a granule, or has lost.
+pub fn readers<V>(older_newest_first: impl Iterator<Item = (V, State)>) -> impl Iterator<Item = V> {
+    older_newest_first
+        .take_while(|(_, state)| matches!(state, State::Needed | State::NotKept))
+        .filter(|(_, state)| matches!(state, State::Needed))
+        .map(|(version, _)| version)
+}
+
 /// The state of an heir that was in state `own`, after it took over what was in state `newer`;
 /// [`None`] if there is nothing to take.
 pub const fn inherit(own: State, newer: State) -> Option<State> {

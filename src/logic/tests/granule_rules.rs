@@ -4,6 +4,7 @@
 use bdsnap_logic::granule;
 use bdsnap_logic::granule::heir;
 use bdsnap_logic::granule::inherit;
+use bdsnap_logic::granule::readers;
 use bdsnap_logic::granule::source;
 use bdsnap_logic::granule::step;
 use bdsnap_logic::granule::Event;
@@ -96,6 +97,18 @@ fn the_heir_is_who_would_miss_the_bytes() {
     }
     assert_eq!(inherit(Reading, Lost), None);
     assert_eq!(heir_of(&[]), None);
+}
+
+#[test]
+fn those_read_through_a_version_that_have_nothing_before_it() {
+    use State::*;
+    let readers_of =
+        |states: &[State]| -> Vec<usize> { readers(states.iter().copied().enumerate()).collect() };
+    assert_eq!(readers_of(&[NotKept, Needed, NotKept, Needed]), [1, 3]);
+    for state in [Reading, Memory, Stored, Lost] {
+        assert_eq!(readers_of(&[Needed, state, Needed]), [0]);
+    }
+    assert_eq!(readers_of(&[]), [0; 0]);
 }
 
 #[test]

@@ -210,6 +210,8 @@ pub fn granule(
     let pair = links.first().zip(links.last());
     let heir = pair.and_then(|(a, b)| granule::inherit(a.state, b.state));
     let kept = states().all(granule::State::is_kept) | states().any(granule::State::has_data);
+    let read = granule::readers(links.iter().map(|link| (link, link.state)));
+    let kept = kept | read.last().is_some();
     (
         granule::need(links.iter(), |link| link.live, |link| **link),
         granule::source(states().rev()),
