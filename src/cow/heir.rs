@@ -135,4 +135,26 @@ impl Link {
         self.is_heir = true;
         Ok(true)
     }
+
+    /// Forgets `part` of the extent that it lies in. `room`, which is there: for what of it is before that;
+    /// given back if it was not needed.
+    pub(super) fn cut_out(
+        &mut self,
+        part: Span<Granules>,
+        room: Option<PackRoom>,
+    ) -> Option<PackRoom> {
+        let Ok(extent) = self.find(part.start()) else {
+            return room;
+        };
+        let (before, _) = extent.span.split_at(part.start());
+        if part.end() >= extent.span.end() {
+            self.extents.remove(extent.last());
+        } else {
+            self.extents.cut_front(extent.last(), part.end());
+        }
+        if before.is_empty() {
+            return room;
+        }
+        self.record(room?, before, extent.place)
+    }
 }

@@ -4,8 +4,6 @@
 //! makes room, but for what older versions need.
 
 use super::chain::Chain;
-use super::chain::Link;
-use super::extents::PackRoom;
 use super::heir::heir;
 use super::heir::Room;
 use super::version::Version;
@@ -72,26 +70,6 @@ pub(crate) fn release(tracker: &Arc<Tracker>, version: &Version, sectors: Span<S
     // Those that wait for room.
     tracker.kick();
     result
-}
-
-impl Link {
-    /// Forgets `part` of the extent that it lies in. `room`, which is there: for what of it is before that;
-    /// given back if it was not needed.
-    fn cut_out(&mut self, part: Span<Granules>, room: Option<PackRoom>) -> Option<PackRoom> {
-        let Ok(extent) = self.find(part.start()) else {
-            return room;
-        };
-        let (before, _) = extent.span.split_at(part.start());
-        if part.end() >= extent.span.end() {
-            self.extents.remove(extent.last());
-        } else {
-            self.extents.cut_front(extent.last(), part.end());
-        }
-        if before.is_empty() {
-            return room;
-        }
-        self.record(room?, before, extent.place)
-    }
 }
 
 impl Chain {

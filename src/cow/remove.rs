@@ -20,7 +20,7 @@ use kernel::prelude::*;
 use kernel::sync::rcu;
 use kernel::sync::Arc;
 
-/// Extents that are handed down at a time, with the chain locked: at most.
+/// Parts of extents that are handed down at a time, with the chain locked: at most.
 const STEP: usize = 1 << 10;
 
 /// Takes a version out of its origin's chain. Its image is gone already. Waits for copies on their
@@ -40,16 +40,26 @@ pub(crate) fn remove(tracker: &Arc<Tracker>, version: &Arc<Version>) {
     if let Some(older) = &older {
         older.view.inherit(&version.view);
     }
-    if hand_down(tracker, version).is_err() {
-        tracker.lock_chain().fail_older(version);
-    }
     let list = loop {
         match others(tracker, version, newest) {
             Ok(list) => break list,
             Err(_) => time::sleep_us(1000),
         }
     };
-    let mut chain = tracker.lock_chain();
+    // Some of it at a time, so that copies get on meanwhile.
+    let mut room = Room::new();
+    let mut chain = loop {
+        let refilled = refill(&mut room);
+        let mut chain = tracker.lock_chain();
+        match refilled.and_then(|()| chain.hand_down(version, &mut room)) {
+            Ok(true) => break chain,
+            Ok(false) => (),
+            Err(_) => {
+                chain.fail_older(version);
+                break chain;
+            }
+        }
+    };
     let retired = tracker.versions.swap(list);
     let gone = chain.unlink(version);
     drop(chain);
@@ -69,24 +79,14 @@ pub(crate) fn remove(tracker: &Arc<Tracker>, version: &Arc<Version>) {
     tracker.kick();
 }
 
-/// Gives older versions what they read through `version`: some of it at a time, so that copies get on
-/// meanwhile. ENOMEM.
-fn hand_down(tracker: &Tracker, version: &Version) -> Result {
-    let mut room = Room::new();
-    let mut at = 0;
-    let mut is_done = false;
-    while !is_done {
-        let mut refilled = Ok(());
-        Deadline::after_ms(PATIENCE_MS).wait_until(|| {
-            refilled = room.refill();
-            refilled.is_ok()
-        });
-        refilled?;
-        is_done = tracker
-            .lock_chain()
-            .hand_down(version, &mut at, &mut room)?;
-    }
-    Ok(())
+/// Fills up the room. ENOMEM: there was no memory for some time. Sleeps.
+fn refill(room: &mut Room) -> Result {
+    let mut refilled = Ok(());
+    Deadline::after_ms(PATIENCE_MS).wait_until(|| {
+        refilled = room.refill();
+        refilled.is_ok()
+    });
+    refilled
 }
 
 /// The list of all versions but one, if there are others. ENOMEM. Sleeps.
@@ -105,13 +105,13 @@ impl Chain {
         (index == Some(0), index.and_then(|i| self.nth(i + 1)))
     }
 
-    /// Gives older versions what they read through `version`, which makes no copies any more: from granule
-    /// `at` on, which then is where to go on. False: that is not all, and `room` must be filled up. ENOMEM:
-    /// an heir has more inherited stores than can be counted.
+    /// Gives older versions what they read through `version`, which makes no copies any more and forgets it.
+    /// True: that was all. False: some of it was, and `room` must be filled up. ENOMEM: an heir has more
+    /// inherited stores than can be counted.
     ///
-    /// Nobody reads through `version` what lies before `at`: so it doesn't matter what becomes of that
-    /// meanwhile, and it need not be forgotten.
-    fn hand_down(&mut self, version: &Version, at: &mut u64, room: &mut Room) -> Result<bool> {
+    /// What an heir is just reading remains: that is its own, or it needs this after all. So with the last
+    /// of it `version` must be unlinked before the chain is unlocked.
+    fn hand_down(&mut self, version: &Version, room: &mut Room) -> Result<bool> {
         let index = self.index_of(version);
         let split = index.and_then(|index| self.links.split_at_mut_checked(index + 1));
         let Some(([.., link], older)) = split else {
@@ -121,22 +121,22 @@ impl Chain {
             // All that it has goes with its store.
             return Ok(true);
         }
-        for _ in 0..STEP {
-            let Some(extent) = link.extents.at_or_after(*at) else {
-                return Ok(true);
-            };
-            if !room.is_enough() {
+        let (mut at, mut count) = (0, 0);
+        while let Some(extent) = link.extents.at_or_after(at) {
+            if count == STEP || !room.is_enough() {
                 return Ok(false);
             }
-            let rest = extent.from(*at);
+            let rest = extent.from(at);
             let (part, heir) = heir(older, rest.span);
+            at = part.end();
+            if heir.as_ref().is_some_and(|h| h.is_reading(part)) {
+                continue;
+            }
             let stored = match rest.place {
                 Place::Stored { store, slot } => link.store(store).map(|s| (s, store, slot)),
                 _ => None,
             };
-            match (heir, stored) {
-                // What that reads is its own.
-                (Some(heir), _) if heir.is_reading(part) => (),
+            match (heir, &stored) {
                 (Some(heir), stored) => {
                     let store = stored.as_ref().map(|s| &s.0);
                     if !heir.take_over(part, rest.place, store, room)? {
@@ -144,17 +144,21 @@ impl Chain {
                     }
                 }
                 // In the store of a newer version, which goes on without this one.
-                (None, Some((store, index, slot))) if index != OWN => {
-                    let len = part.len();
-                    if store.ensure_release(slot, len, &mut room.leaves).is_ok() {
-                        store.release(slot, len);
+                (None, Some((store, index, slot))) if *index != OWN => {
+                    if store
+                        .ensure_release(*slot, part.len(), &mut room.leaves)
+                        .is_ok()
+                    {
+                        store.release(*slot, part.len());
                     }
                 }
                 (None, _) => (),
             }
-            *at = part.end();
+            let before = room.packs.pop();
+            room.give(link.cut_out(part, before));
+            count += 1;
         }
-        Ok(false)
+        Ok(true)
     }
 
     /// Fails all older versions, since not all that they read through `version` could be handed down: they
