@@ -285,7 +285,10 @@ impl Stock {
 
     /// Makes sure that there are so many in stock. False: there is no memory at hand. Any context.
     pub(super) fn has(&mut self, packs: usize) -> bool {
-        self.packs.len() >= packs || self.fill(slot::NOWAIT).is_ok() || self.packs.len() >= packs
+        if self.packs.len() < packs {
+            let _ = self.fill(slot::NOWAIT);
+        }
+        self.packs.len() >= packs
     }
 
     /// Takes room back that was not needed, or frees it.

@@ -12,6 +12,7 @@ use super::heir::Room;
 use super::version::Version;
 use super::version::Versions;
 use crate::kapi::abi;
+use crate::kapi::noio;
 use crate::kapi::time;
 use crate::kapi::time::Deadline;
 use crate::tracker::Tracker;
@@ -26,6 +27,8 @@ const STEP: usize = 1 << 10;
 /// Takes a version out of its origin's chain. Its image is gone already. Waits for copies on their
 /// way, for RCU, and sleeps. Under the registry's lock, so the list changes under nobody else.
 pub(crate) fn remove(tracker: &Arc<Tracker>, version: &Arc<Version>) {
+    // What is written to free memory may wait for a portion, which can't come while the registry is locked.
+    let _noio = noio::Scope::enter();
     version.close();
     // Copies are begun under the lock, for versions that live: seen there, zero stays zero.
     let is_idle = || {
@@ -51,10 +54,10 @@ pub(crate) fn remove(tracker: &Arc<Tracker>, version: &Arc<Version>) {
     let mut chain = loop {
         let refilled = refill(&mut room);
         let mut chain = tracker.lock_chain();
-        match refilled.and_then(|()| chain.hand_down(version, &mut room)) {
-            Ok(true) => break chain,
-            Ok(false) => (),
-            Err(_) => {
+        match (chain.hand_down(version, &mut room), refilled) {
+            (Ok(true), _) => break chain,
+            (Ok(false), Ok(())) => (),
+            _ => {
                 chain.fail_older(version);
                 break chain;
             }
@@ -65,7 +68,6 @@ pub(crate) fn remove(tracker: &Arc<Tracker>, version: &Arc<Version>) {
     drop(chain);
     // Waits for hooks and completions that still look at the old list.
     drop(retired);
-    drop(gone);
     if let Some(older) = older {
         // Marks that came between the first look and the new list.
         older.view.inherit(&version.view);
@@ -75,6 +77,8 @@ pub(crate) fn remove(tracker: &Arc<Tracker>, version: &Arc<Version>) {
         versions.settled();
     }
     drop(guard);
+    // With it may go a store, which marks its blocks as changed: in the older one's map, which is complete now.
+    drop(gone);
     tracker.lock_chain().shrink();
     tracker.kick();
 }

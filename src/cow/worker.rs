@@ -454,27 +454,36 @@ impl Chain {
         let version = job.version;
         if !ok {
             version.fail(abi::BDSNAP_CAUSE_STORE_IO);
-            self.lost_to_older(&version, job.span, abi::BDSNAP_CAUSE_STORE_IO);
         }
-        if let Some(link) = self.link_mut(&version) {
-            let mut at = job.span.start();
-            while let Some(extent) = link.extents.at_or_after(at) {
-                if extent.span.start() >= job.span.end() {
-                    break;
-                }
-                if let Place::Memory { .. } = extent.place {
-                    let place = if ok {
-                        Place::Stored {
-                            store: OWN,
-                            slot: job.slot + (extent.span.start() - job.span.start()),
-                        }
-                    } else {
-                        Place::Lost
-                    };
-                    link.extents.put(extent.last(), place);
-                }
-                at = extent.span.end();
+        let index = self.index_of(&version).unwrap_or(usize::MAX);
+        let mut at = job.span.start();
+        while let Some(extent) = self
+            .links
+            .get(index)
+            .and_then(|l| l.extents.at_or_after(at))
+        {
+            if extent.span.start() >= job.span.end() {
+                break;
             }
+            at = extent.span.end();
+            // (Others are zeros, or lost already.)
+            let Place::Memory { .. } = extent.place else {
+                continue;
+            };
+            let place = if ok {
+                Place::Stored {
+                    store: OWN,
+                    slot: job.slot + (extent.span.start() - job.span.start()),
+                }
+            } else {
+                self.lost_to_older(&version, extent.span, abi::BDSNAP_CAUSE_STORE_IO);
+                Place::Lost
+            };
+            if let Some(link) = self.links.get_mut(index) {
+                link.extents.put(extent.last(), place);
+            }
+        }
+        if let Some(link) = self.links.get_mut(index) {
             link.extents.join(job.span.end() - 1);
         }
         self.over(run, &version);
