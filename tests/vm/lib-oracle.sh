@@ -95,16 +95,6 @@ oracle_cut() {
 	ORACLE_NUM[$1]=$NUM
 }
 
-# oracle_quiet CUT DEV… [options of snap]: nothing is written around the cut
-oracle_quiet() {
-	log_pause
-	log_mark "$1-before"
-	snap "${@:2}" --skip-free off
-	log_mark "$1-after"
-	log_resume
-	ORACLE_NUM[$1]=$NUM
-}
-
 # log_replay COMMAND [argument…]: of replay, on this log
 log_replay() {
 	replay "$1" "$LOGDEV" "${@:2}" --discards "$ORACLE_DISCARDS" ${ORACLE_BASE:+--base "$ORACLE_BASE"} | sed 's/^/   /'

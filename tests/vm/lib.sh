@@ -223,6 +223,12 @@ no_snapshots() {
 ext4_on() { mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 "$1"; }
 xfs_on() { mkfs.xfs -q -f "$1"; }
 
+# needs_recovery DEV: the ext4 on it is one that was running
+needs_recovery() {
+	dumpe2fs -h "$1" >"$T/dumpe2fs" 2>&1 || fail "dumpe2fs $1: $(tail -n 3 "$T/dumpe2fs")"
+	grep -q needs_recovery "$T/dumpe2fs"
+}
+
 # mounted DEV DIR [options]
 mounted() {
 	mkdir -p "$2"
@@ -305,9 +311,11 @@ bg_wait() {
 
 # Asks it to stop (SIGTERM); it must still have been there, and end well.
 bg_stop() {
-	running "$1" || note "$1 had ended before it was stopped"
+	local there=1
+	running "$1" || there=
 	kill -TERM "${BG[$1]}" 2>/dev/null || true
 	bg_wait "$1"
+	[ -n "$there" ] || fail "$1 had ended before it was stopped"
 }
 
 # ---- the end ------------------------------------------------------------------------
@@ -316,7 +324,14 @@ bg_stop() {
 finish() {
 	step "take everything down"
 	local name i
-	for name in "${!BG[@]}"; do bg_stop "$name"; done
+	for name in "${!BG[@]}"; do
+		if running "$name"; then
+			bg_stop "$name"
+		else
+			note "$name has ended"
+			bg_wait "$name"
+		fi
+	done
 	# Image mounts first: they are the newest.
 	for ((i = ${#MOUNTS[@]} - 1; i >= 0; i--)); do
 		case $(findmnt -no SOURCE "${MOUNTS[i]}") in /dev/bdsnap-*) unmounted "${MOUNTS[i]}" ;; esac
@@ -438,11 +453,8 @@ fs_image() {
 	note "store: $(json snapshots.0.store)"
 	if [ "$type" = ext4 ]; then
 		# A frozen ext4 is clean; a running one is not.
-		if dumpe2fs -h "$IMAGE" 2>/dev/null | grep -q needs_recovery; then
-			fail "the image was not taken from a frozen file system"
-		fi
-		dumpe2fs -h "$dev" 2>/dev/null | grep -q needs_recovery ||
-			note "the origin looks clean too: this check proves nothing"
+		if needs_recovery "$IMAGE"; then fail "the image was not taken from a frozen file system"; fi
+		needs_recovery "$dev" || fail "the origin looks clean too: this check proves nothing"
 	fi
 	mounted "$IMAGE" "$image" "$opts"
 	manifest "$image/tree" >"$T/image0"
@@ -470,7 +482,7 @@ fs_image() {
 	unsnap "$SNAP"
 
 	step "$type: a cut in the middle of changes"
-	bg churn churn run "$dir/tree" --seconds 60 --threads 2 --grow 4M --pace-us 2000 --seed 13
+	bg churn churn run "$dir/tree" --seconds 3600 --threads 2 --grow 4M --pace-us 2000 --seed 13
 	sleep 2
 	snap "$dev" --store "file:$dir,size=64M"
 	mounted "$IMAGE" "$image" "$opts"
