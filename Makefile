@@ -1,4 +1,5 @@
-# bdsnap: everything is one command. INTERFACE: make, make demo|test|bench|shell|install|rootfs-script|lint|clean.
+# bdsnap: everything is one command: make, make demo|demo-stretch, test|test-long|test-host|test-vm|fuzz|lint,
+# bench, shell, rootfs-script, install, clean.
 #
 # The module is built for the running kernel where that one has Rust metadata, else for the newest 7.x
 # kernel of Debian backports, with a toolchain that is fetched into ${BDSNAP_CACHE:-~/.cache/bdsnap}.
@@ -124,16 +125,17 @@ test-host:
 # libFuzzer on the decisions of src/logic: make fuzz [SECONDS=60]
 fuzz:
 	@scripts/fuzz $(SECONDS)
-lint:
+# (one of the checks looks into the module's objects)
+lint: module
 	@scripts/lint
 bench: vm-build
-	@if [ -x tests/bench/run ]; then tests/bench/run; else echo "make bench: tests/bench does not exist yet" >&2; exit 1; fi
+	@tests/bench/run
 
 .PHONY: install
 DESTDIR ?=
-install: all
-	@release=$$(cat $(if $(NATIVE),$(KDIR),$$(scripts/kernel)/build)/include/config/kernel.release) && \
-	scripts/install "$(DESTDIR)" "$$release" "$(MODULE)/bdsnap.ko" "$(BIN)"
+# What is built, as it is: by sudo, this has another home, and would build all of it again there.
+install: $(if $(and $(wildcard $(MODULE)/bdsnap.ko),$(wildcard $(BIN)/bdsnap)),,all)
+	@scripts/install "$(DESTDIR)" "$(MODULE)/bdsnap.ko" "$(BIN)/bdsnap"
 
 .PHONY: clean
 clean:

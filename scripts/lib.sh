@@ -97,8 +97,7 @@ mirror() {
 	printf '%s\n' "${_m%/}"
 }
 
-# apt_sources SUITE...: sources.list lines; nothing where the machine names no mirror (mmdebstrap then
-# knows its default)
+# apt_sources SUITE...: sources.list lines, of the machine's own mirror
 apt_sources() {
 	_m=$(mirror)
 	[ -n "$_m" ] || die "apt on this machine names no Debian mirror (apt-get indextargets): run apt-get update first"
