@@ -179,6 +179,20 @@ impl Sysfs {
         }
     }
 
+    /// All devices of the btrfs that a device belongs to, itself included; empty where it belongs to none
+    /// that is mounted.
+    pub fn btrfs_devices(&self, num: DevNum) -> Vec<DevNum> {
+        let devices = |fs: PathBuf| -> Vec<DevNum> {
+            let all = entries(&fs.join("devices")).into_iter();
+            all.filter_map(|e| number(&e)).collect()
+        };
+        let mut all = entries(&self.root.join("fs/btrfs"))
+            .into_iter()
+            .map(devices);
+        all.find(|devices| devices.contains(&num))
+            .unwrap_or_default()
+    }
+
     /// Loop devices in use: each with the path of its file.
     pub fn loops(&self) -> Vec<(DevNum, PathBuf)> {
         entries(&self.root.join("block"))
@@ -273,6 +287,26 @@ mod tests {
         assert_eq!(sysfs.above(num(8, 2)), [num(253, 0)]);
         assert_eq!(sysfs.dm_name(num(253, 0)).unwrap(), "vg-root");
         assert_eq!(sysfs.name(num(9, 9)), None);
+    }
+
+    #[test]
+    fn btrfs_of_two() {
+        let dir = tempfile::tempdir().unwrap();
+        let sysfs = fake::sysfs(dir.path());
+        let devices = dir.path().join("fs/btrfs/0f5e/devices");
+        fs::create_dir_all(&devices).unwrap();
+        fs::create_dir_all(dir.path().join("fs/btrfs/features")).unwrap();
+        let disk = dir.path().join("devices/sda");
+        for (name, path) in [
+            ("sda1", disk.join("sda1")),
+            ("dm-0", dir.path().join("devices/dm-0")),
+        ] {
+            std::os::unix::fs::symlink(path, devices.join(name)).unwrap();
+        }
+        let mut both = sysfs.btrfs_devices(num(253, 0));
+        both.sort();
+        assert_eq!(both, [num(8, 1), num(253, 0)]);
+        assert_eq!(sysfs.btrfs_devices(num(8, 0)), []);
     }
 
     #[test]

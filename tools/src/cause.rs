@@ -83,6 +83,13 @@ pub fn look_up(number: u32) -> Option<Cause> {
             ),
             "see the kernel log for failures of ftrace (only a reboot helps then); else use another kernel",
         ),
+        CAUSE_UNCOUNTED => hint(
+            unsupported(
+                "uncounted",
+                "it doesn't count its I/O (queue/iostats is 0), so that writes on their way can't be waited for",
+            ),
+            "write 1 to its queue/iostats in /sys/block; once it is tracked that may be 0 again",
+        ),
         CAUSE_REQUEST_DM => hint(
             unsupported(
                 "request-dm",

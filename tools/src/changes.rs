@@ -8,6 +8,7 @@ use crate::device::MapQuery;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
+use crate::state::Origin;
 use crate::state::Snapshot;
 use rustix::io::Errno;
 use serde::Serialize;
@@ -188,6 +189,13 @@ fn read_values(
     let mut values = vec![0; CHUNK.min(usize::try_from(blocks).unwrap_or(CHUNK))];
     while map_query.first_block < blocks {
         let part = read(map_query, &mut values)?;
+        if part.number != head.number {
+            return Err(Error::busy(format!(
+                "changes: {name}: snapshot {} was taken while the map as of {} was being read",
+                part.number, head.number
+            ))
+            .hint("ask again"));
+        }
         let count = usize::try_from(part.count).unwrap_or(0).min(values.len());
         if count == 0 {
             return Err(Error::failed(format!(
@@ -334,22 +342,31 @@ pub fn bitmap(control: &Control, query: Query, name: &str) -> Result<(MapHead, V
     Ok((head, bits))
 }
 
-/// Which device to ask for the map of `device` (`path` for people) as of snapshot number `until` (default: its
-/// newest): the device itself, or the image of that number (and of that generation, if given).
+/// Which device to ask for the map of `device` (`path` for people) as of snapshot number `until`, and of which
+/// generation (`None`: any): the image of that number (and of that generation, if given). Default: the newest
+/// one's, if it lives, so that all that is read is of one cut; else the device itself.
 pub fn as_of(
     snapshots: &[Snapshot],
+    origins: &[Origin],
     device: DevNum,
     path: &str,
     generation: Option<Uuid>,
     until: Option<u64>,
-) -> Result<DevNum> {
+) -> Result<(DevNum, Option<Uuid>)> {
     let mut versions = snapshots.iter().flat_map(|s| &s.devices);
     let Some(until) = until else {
-        return Ok(device);
+        let origin = origins.iter().find(|o| o.num == device);
+        let newest = origin.filter(|o| generation.is_none_or(|g| g == o.generation));
+        let newest = newest.and_then(|o| {
+            versions.find(|v| {
+                v.origin == device && (v.number, v.generation) == (o.number, o.generation)
+            })
+        });
+        return Ok(newest.map_or((device, generation), |v| (v.image_num, Some(v.generation))));
     };
     if let Some(image) = versions.clone().find(|v| v.image_num == device) {
         if image.number == until {
-            return Ok(device);
+            return Ok((device, generation));
         }
         return Err(Error::usage(format!(
             "{path} is the image of snapshot {}, not {until}",
@@ -361,11 +378,13 @@ pub fn as_of(
     let found = versions.rfind(|v| {
         v.origin == device && v.number == until && generation.is_none_or(|g| g == v.generation)
     });
-    found.map(|v| v.image_num).ok_or_else(|| {
-        Error::not_found(format!("{path} has no living snapshot with number {until}"))
-            .code("no-snapshot")
-            .hint("see `bdsnap snapshot list`; the map as of a deleted snapshot is gone")
-    })
+    found
+        .map(|v| (v.image_num, Some(v.generation)))
+        .ok_or_else(|| {
+            Error::not_found(format!("{path} has no living snapshot with number {until}"))
+                .code("no-snapshot")
+                .hint("see `bdsnap snapshot list`; the map as of a deleted snapshot is gone")
+        })
 }
 
 #[cfg(test)]

@@ -93,6 +93,9 @@ impl CallError {
                 .hint("load the module that belongs to this tool"),
             Errno::STALE => error.hint("take a full backup"),
             Errno::INTR => error.code("interrupted"),
+            Errno::TIMEDOUT => error
+                .code("store-stalled")
+                .hint("see the kernel log for that device; try again later"),
             _ => error,
         }
     }
@@ -108,6 +111,7 @@ impl CallError {
             Errno::NOMEM => "the kernel has no memory for this".into(),
             Errno::NOSPC => "a limit of the module is reached".into(),
             Errno::INTR => "interrupted by a signal".into(),
+            Errno::TIMEDOUT => "the device of the store, or the origin, does not answer".into(),
             errno => std::io::Error::from(errno).to_string(),
         }
     }

@@ -1,6 +1,7 @@
 //! Which file systems have to be frozen for a snapshot, and in which order.
 
 use crate::blockdev::dev_num;
+use crate::blockdev::dev_path;
 use crate::blockdev::Sysfs;
 use crate::device::DevNum;
 use crate::error::Error;
@@ -82,10 +83,10 @@ pub fn plan(sysfs: &Sysfs, mounts: &[Mount], devices: &[DevNum]) -> Vec<Target> 
     let depth = depths(sysfs, mounts, &sysfs.loops(), devices);
     let mut targets: Vec<Target> = Vec::new();
     for mount in mounts.iter().filter(|m| !m.read_only) {
-        let Some(device) = mount.device() else {
-            continue;
-        };
-        let Some(&depth) = depth.get(&device) else {
+        let all = mount.devices(sysfs).into_iter();
+        let own = all.filter_map(|device| Some((*depth.get(&device)?, device)));
+        // (The topmost of several.)
+        let Some((depth, device)) = own.max_by_key(|(depth, _)| *depth) else {
             continue;
         };
         let place = (mount.id, mount.mount_point.clone());
@@ -136,6 +137,21 @@ pub fn depths(
         queue.extend(stacked.chain(in_files).map(|above| (above, level + 1)));
     }
     depth
+}
+
+/// The loop device that uses a device, its disk or a partition of it: the kernel does not know these
+/// for claimed.
+pub fn loop_on(sysfs: &Sysfs, mounts: &[Mount], device: DevNum) -> Option<String> {
+    let own = [Some(device), sysfs.disk_of(device)];
+    let is_user = |file: &Path| {
+        let below = under_loop(mounts, file);
+        let of_own = below.and_then(|b| sysfs.disk_of(b)) == Some(device);
+        of_own || below.is_some() && own.contains(&below)
+    };
+    let (num, _) = sysfs.loops().into_iter().find(|(_, file)| is_user(file))?;
+    Some(dev_path(
+        &sysfs.name(num).unwrap_or_else(|| num.to_string()),
+    ))
 }
 
 /// The device under a loop device on `file`: that of its file system, or the file itself.

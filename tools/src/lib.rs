@@ -30,6 +30,7 @@ pub mod hooks;
 #[allow(unsafe_code)]
 pub mod ioctl;
 pub mod mounts;
+pub mod paths;
 pub mod restore;
 pub mod service;
 pub mod signals;

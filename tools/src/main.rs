@@ -15,7 +15,7 @@ fn main() -> ExitCode {
         Err(error) => return output::usage(&error),
     };
     match commands::run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => output::finish(),
         Err(error) => output::failure(&error, cli.json),
     }
 }

@@ -1,11 +1,14 @@
 //! Mounted file systems, from /proc/self/mountinfo (proc(5)).
 
 use crate::blockdev::dev_num;
+use crate::blockdev::Sysfs;
 use crate::device::DevNum;
 use crate::error::Error;
 use crate::error::Result;
+use std::ffi::OsStr;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
@@ -30,18 +33,44 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// The block device it is on: the super block's, or the source where that one is anonymous.
-    /// `None` where there is none.
+    /// The block device it is on: the super block's, or the source where that one is anonymous (the first
+    /// of several). `None` where there is none.
     pub fn device(&self) -> Option<DevNum> {
         if self.super_block.major != 0 {
             return Some(self.super_block);
         }
-        if !self.source.starts_with("/dev") {
-            return None;
+        self.sources().first().copied()
+    }
+
+    /// All block devices it is on: several with btrfs, which names one of them and tells of the others
+    /// in sysfs, and bcachefs, which names all.
+    pub fn devices(&self, sysfs: &Sysfs) -> Vec<DevNum> {
+        if self.super_block.major != 0 {
+            return vec![self.super_block];
         }
-        let meta = fs::metadata(&self.source).ok()?;
-        let is_block = meta.file_type().is_block_device();
-        is_block.then(|| dev_num(meta.rdev()))
+        let mut devices = self.sources();
+        if self.fs_type == "btrfs" {
+            let others = devices.iter().flat_map(|d| sysfs.btrfs_devices(*d));
+            let others: Vec<DevNum> = others.filter(|d| !devices.contains(d)).collect();
+            devices.extend(others);
+        }
+        devices
+    }
+
+    /// The devices that were named to mount it.
+    fn sources(&self) -> Vec<DevNum> {
+        let number = |path: &[u8]| {
+            let meta = fs::metadata(OsStr::from_bytes(path)).ok()?;
+            let is_block = meta.file_type().is_block_device();
+            is_block.then(|| dev_num(meta.rdev()))
+        };
+        let source = self.source.as_os_str().as_bytes();
+        // (A node's name may have a colon, too.)
+        match number(source) {
+            _ if !source.starts_with(b"/dev/") => Vec::new(),
+            Some(one) => vec![one],
+            None => source.split(|b| *b == b':').filter_map(number).collect(),
+        }
     }
 }
 

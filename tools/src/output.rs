@@ -5,27 +5,53 @@ use bdsnap::error::Kind;
 use serde::Serialize;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
-/// Prints a line to standard output; a reader that went away is no error.
+/// The first thing that could not be printed: nothing is after that, and [`main`](crate::main) tells.
+static LOST: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Prints bytes as they are to standard output. What goes wrong is told by [`lost`].
+pub fn raw(bytes: &[u8]) {
+    if LOST.get().is_none() {
+        let mut out = std::io::stdout().lock();
+        note(out.write_all(bytes).and_then(|()| out.flush()));
+    }
+}
+
+/// Prints a line, likewise.
 pub fn line(text: impl AsRef<str>) {
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{}", text.as_ref());
+    raw(format!("{}\n", text.as_ref()).as_bytes());
 }
 
-/// Prints bytes as they are to standard output.
-pub fn raw(bytes: &[u8]) -> bdsnap::error::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(bytes)
-        .and_then(|()| out.flush())
-        .map_err(|e| Error::io("can't write to standard output", e))
-}
-
-/// Prints `value` as one line of JSON.
+/// Prints `value` as one line of JSON, likewise.
 pub fn json(value: &impl Serialize) {
     match serde_json::to_string(value) {
         Ok(text) => line(text),
-        Err(e) => eprintln!("bdsnap: {e}"),
+        Err(e) => note(Err(e.into())),
     }
+}
+
+fn note(result: std::io::Result<()>) {
+    if let Err(e) = result {
+        let _ = LOST.set(e);
+    }
+}
+
+/// Whether something could not be printed.
+pub fn is_lost() -> bool {
+    LOST.get().is_some()
+}
+
+/// Whether all could be printed. A reader that went away is not worth a word, but is no success.
+pub fn finish() -> ExitCode {
+    match LOST.get() {
+        None => return ExitCode::SUCCESS,
+        Some(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+        Some(e) => {
+            eprintln!("bdsnap: can't write to standard output: {e} (what was asked for is done)")
+        }
+    }
+    ExitCode::from(Kind::Failed.exit_code())
 }
 
 /// Prints rows as columns, the first row being the heads.

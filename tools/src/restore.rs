@@ -4,10 +4,14 @@ use crate::backup::buffer::zero_runs;
 use crate::backup::chain::Chain;
 use crate::backup::qcow2::Reader;
 use crate::backup::Progress;
+use crate::blockdev::Sysfs;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
+use crate::freeze;
 use crate::ioctl;
+use crate::mounts;
+use crate::paths;
 use crate::signals::Signals;
 use crate::size::human;
 use rustix::fs::FileType;
@@ -17,6 +21,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -38,6 +43,7 @@ pub struct Summary {
     /// When its snapshot was cut, RFC 3339.
     pub created: String,
     /// Where it was written to.
+    #[serde(serialize_with = "paths::one")]
     pub target: PathBuf,
     /// Bytes that the target holds now.
     pub size: u64,
@@ -96,10 +102,20 @@ impl Target {
 
     fn create(path: &Path, size: u64) -> Result<Self> {
         let fail = |e| Error::io(format!("can't make {}", path.display()), e);
+        let dir = directory(path).canonicalize().map_err(fail)?;
+        if dir.starts_with("/dev") {
+            return Err(
+                Error::not_found(format!("{}: no such device", path.display()))
+                    .code("no-device")
+                    .hint("name a block device (see lsblk), or a new file outside of /dev"),
+            );
+        }
+        // (A disk's secrets are in it: only for its owner.)
         let file = File::options()
             .read(true)
             .write(true)
             .create_new(true)
+            .mode(0o600)
             .open(path);
         let target = Target::File {
             file: file.map_err(fail)?,
@@ -112,6 +128,12 @@ impl Target {
 
     fn device(path: &Path, size: u64) -> Result<Self> {
         let shown = path.display();
+        let sysfs = Sysfs::default();
+        let num = sysfs.resolve(path)?.num;
+        if let Some(user) = freeze::loop_on(&sysfs, &mounts::read()?, num) {
+            return Err(Error::busy(format!("{shown} is used by {user}"))
+                .hint("detach that first (losetup -d)"));
+        }
         let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| match e {
             Errno::BUSY => Error::busy(format!(
@@ -183,6 +205,10 @@ impl Target {
     /// Makes all of it durable.
     fn finish(mut self) -> Result<()> {
         self.file().sync_all().map_err(|e| self.error(e))?;
+        if let Target::File { path, .. } = &self {
+            let sync = || File::open(directory(path))?.sync_all();
+            sync().map_err(|e: std::io::Error| self.error(e))?;
+        }
         if let Target::File { keep, .. } = &mut self {
             *keep = true;
         }
@@ -225,8 +251,14 @@ pub fn restore(
     progress.begin(&to.display().to_string(), size);
     let written = copy(&reader, &target, size, progress, signals);
     progress.end();
-    let written = written?;
-    target.finish()?;
+    let device = matches!(target, Target::Device { .. });
+    let done = written.and_then(|written| target.finish().map(|()| written));
+    let written = done.map_err(|mut error| {
+        if device {
+            error.message += &format!("; {} is overwritten in part", to.display());
+        }
+        error
+    })?;
     Ok(Summary {
         device: chain.device().to_owned(),
         point: point.point,
@@ -237,6 +269,14 @@ pub fn restore(
         bytes_zero: size - written,
         seconds: (start.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
     })
+}
+
+/// The directory that a file is in.
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// Copies all; returns how many bytes were not zero.

@@ -19,6 +19,7 @@ use crate::fsmap;
 use crate::hooks::Hooks;
 use crate::mounts;
 use crate::mounts::Mount;
+use crate::paths;
 use crate::signals::Signals;
 use crate::stack::Stack;
 use crate::state;
@@ -102,6 +103,7 @@ pub struct CreatedDevice {
     /// The image has only what changed after this snapshot, and zeros else; `None`: all.
     pub since: Option<u64>,
     /// As the caller named it.
+    #[serde(serialize_with = "paths::one")]
     pub given: PathBuf,
     /// The origin.
     #[serde(skip)]
@@ -125,6 +127,7 @@ pub struct Created {
     /// For how long writes were held, milliseconds.
     pub gate_ms: f64,
     /// Mount points of the file systems that were frozen.
+    #[serde(serialize_with = "paths::many")]
     pub frozen: Vec<PathBuf>,
     /// Its store.
     pub store: Store,
@@ -497,6 +500,15 @@ fn explain(
         abi::CAUSE_NONE => None,
         _ => device(),
     };
+    if error.cause == abi::CAUSE_BLOCK_SIZE {
+        // Those of an origin are known to be fit: it is tracked.
+        return Error::unsupported(format!(
+            "snapshot: a store on a device with larger logical blocks than {} has can't hold its data",
+            subject.unwrap_or_else(all)
+        ))
+        .code("block-size")
+        .hint("put the store on another disk: --store file:PATH, mem:SIZE or dev:PATH");
+    }
     error.on(subject.unwrap_or_else(all))
 }
 

@@ -5,7 +5,6 @@ mod generic;
 
 use crate::abi;
 use crate::blockdev::dev_num;
-use crate::blockdev::dev_path;
 use crate::blockdev::BlockDevice;
 use crate::blockdev::Sysfs;
 use crate::device::CallError;
@@ -54,7 +53,7 @@ pub enum StoreSpec {
     File {
         /// A directory, or a file that does not exist yet.
         path: PathBuf,
-        /// Bytes; `None`: 10 % of the origins.
+        /// Bytes; `None`: 10 % of the origins, and no more than it may grow to.
         size: Option<u64>,
         /// If it is to grow from its size.
         grow: Option<Grow>,
@@ -135,15 +134,15 @@ impl std::str::FromStr for StoreSpec {
                 return Err(usage("the limit is below the size".into()))
             }
             (Some(size), Some(limit)) if limit > size => Some(Grow { limit, portion }),
+            (None, Some(limit)) => Some(Grow { limit, portion }),
             _ if portion.is_some() => {
-                return Err(usage("a portion needs a size and a limit above it".into()))
+                return Err(usage("a portion needs a limit above the size".into()))
             }
             _ => None,
         };
         if portion.is_some_and(|p| p < MIN_SIZE) {
             return Err(usage(format!("a portion has {} at least", human(MIN_SIZE))));
         }
-        let size = size.or(limit);
         let path = || match first {
             "" => Err(usage("it has no path".into())),
             path => Ok(PathBuf::from(path)),
@@ -170,6 +169,10 @@ impl std::str::FromStr for StoreSpec {
         match spec {
             StoreSpec::File {
                 size: Some(size), ..
+            }
+            | StoreSpec::File {
+                grow: Some(Grow { limit: size, .. }),
+                ..
             }
             | StoreSpec::Device {
                 size: Some(size), ..
@@ -271,15 +274,20 @@ pub fn make(
     let unsized_files = |s: &&StoreSpec| matches!(s, StoreSpec::File { size: None, .. });
     let share = origins / (specs.iter().filter(unsized_files).count() as u64).max(1);
     let one = |spec: &StoreSpec| match spec {
-        StoreSpec::File { path, size, .. } => {
-            file::make(path, *size, share, signals).map(Material::File)
+        StoreSpec::File {
+            path, size, grow, ..
+        } => {
+            let most = grow.map_or(u64::MAX, |g| g.limit);
+            file::make(path, *size, share, most, signals).map(Material::File)
         }
         StoreSpec::Memory { size } => Ok(Material::Memory { length: *size }),
         StoreSpec::Device { path, offset, size } => {
             let device = sysfs.resolve(path)?;
             must_be_free(sysfs, mounts, &device)?;
             must_be_blank(path)?;
-            let rest = || Some(sysfs.size(device.num)?.saturating_sub(*offset));
+            // (To its end, or the last whole granule before that.)
+            let unit = u64::from(abi::GRANULE_DEFAULT);
+            let rest = || Some(sysfs.size(device.num)?.saturating_sub(*offset) / unit * unit);
             Ok(Material::Device {
                 path: path.clone(),
                 num: device.num,
@@ -347,7 +355,9 @@ pub fn policy(specs: &[StoreSpec], materials: &[Material]) -> Result<Policy> {
     }
     if more > 0 {
         policy.limit = size.saturating_add(more);
-        policy.note = serde_json::to_vec(&note).unwrap_or_default();
+        policy.note = serde_json::to_vec(&note).map_err(|e| {
+            Error::usage(format!("store: its path can't be noted: {e}")).code("store-spec")
+        })?;
         if policy.note.len() > abi::MAX_NOTE as usize {
             return Err(Error::usage("store: its places have too long paths").code("store-spec"));
         }
@@ -373,24 +383,16 @@ pub fn make_default(own: &[PathBuf], origins: u64) -> Result<Vec<Material>> {
     Ok(vec![Material::File(file::make_default(own, origins)?)])
 }
 
-/// Refuses a device that is a loop device's, which the kernel does not know for claimed.
+/// Refuses a device that is a loop device's.
 fn must_be_free(sysfs: &Sysfs, mounts: &[Mount], device: &BlockDevice) -> Result<()> {
-    let own = [Some(device.num), sysfs.disk_of(device.num)];
-    for (num, file) in sysfs.loops() {
-        let below = freeze::under_loop(mounts, &file);
-        let of_own = below.and_then(|b| sysfs.disk_of(b)) == Some(device.num);
-        if of_own || below.is_some() && own.contains(&below) {
-            let user = sysfs.name(num).unwrap_or_else(|| num.to_string());
-            return Err(Error::busy(format!(
-                "store: {} is used by {}",
-                device.path(),
-                dev_path(&user)
-            ))
-            .code("store-busy")
-            .hint("name a device that nobody uses"));
-        }
+    match freeze::loop_on(sysfs, mounts, device.num) {
+        None => Ok(()),
+        Some(user) => Err(
+            Error::busy(format!("store: {} is used by {user}", device.path()))
+                .code("store-busy")
+                .hint("name a device that nobody uses"),
+        ),
     }
-    Ok(())
 }
 
 /// Refuses a device on which there is something that blkid knows: it would be lost.
@@ -508,7 +510,20 @@ mod tests {
         };
         assert_eq!(parsed("file:/x/y,size=1G"), file("/x/y", Some(1 << 30)));
         assert_eq!(parsed("file:/x"), file("/x", None));
-        assert_eq!(parsed("file:/x,limit=2M"), file("/x", Some(2 << 20)));
+        let from_default = |portion| StoreSpec::File {
+            path: "/x".into(),
+            size: None,
+            grow: Some(Grow {
+                limit: 2 << 20,
+                portion,
+            }),
+            hold: 0,
+        };
+        assert_eq!(parsed("file:/x,limit=2M"), from_default(None));
+        assert_eq!(
+            parsed("file:/x,portion=1M,limit=2M"),
+            from_default(Some(1 << 20))
+        );
         assert_eq!(
             parsed("file:/x,limit=2M,size=2M"),
             file("/x", Some(2 << 20))
@@ -556,6 +571,8 @@ mod tests {
             ("dev:/dev/vdc,offset=512", 2),
             ("dev:/dev/vdc,size=1049000", 2),
             ("file:/x,size=1G,portion=256M", 2),
+            ("file:/x,portion=256M", 2),
+            ("file:/x,limit=4K", 2),
             ("file:/x,size=1G,limit=512M", 2),
             ("file:/x,size=1G,limit=2G,portion=4K", 2),
             ("file:/x,on-full=hold", 2),

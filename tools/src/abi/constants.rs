@@ -133,6 +133,8 @@ abi_constants! {
     CAUSE_HOOK_BLIND = "BDSNAP_CAUSE_HOOK_BLIND": u32 = 10;
     /// A path held by request-based dm: it writes around the hook.
     CAUSE_REQUEST_DM = "BDSNAP_CAUSE_REQUEST_DM": u32 = 11;
+    /// No requests, and its I/O is not counted (EOPNOTSUPP).
+    CAUSE_UNCOUNTED = "BDSNAP_CAUSE_UNCOUNTED": u32 = 12;
     /// File system not on the allow-list: EOPNOTSUPP.
     CAUSE_STORE_FS = "BDSNAP_CAUSE_STORE_FS": u32 = 20;
     /// Not a regular, writable file: EINVAL.

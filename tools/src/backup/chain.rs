@@ -6,9 +6,11 @@ use rustix::fs::FlockOperation;
 use serde::Deserialize;
 use serde::Serialize;
 use std::fs;
+use std::fs::DirBuilder;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -86,7 +88,7 @@ impl Lock {
     /// [`crate::error::Kind::Busy`].
     pub fn take(dir: &Path) -> Result<Self> {
         let shown = dir.display();
-        fs::create_dir_all(dir).map_err(|e| match e.kind() {
+        make_dir(dir).map_err(|e| match e.kind() {
             ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
                 Error::usage(format!("{shown} is not a directory"))
             }
@@ -115,7 +117,7 @@ impl Chain {
         let damaged = |why: String| {
             Error::failed(format!("{}: {why}", path.display()))
                 .code("manifest")
-                .hint("back up into another directory, or remove this one")
+                .hint("put the right manifest back, or move this directory away and begin anew")
         };
         let manifest: Manifest = serde_json::from_slice(&text)
             .map_err(|e| damaged(format!("this manifest makes no sense: {e}")))?;
@@ -145,11 +147,16 @@ impl Chain {
     }
 
     /// Opens the chain in `dir` for a new point of `device`: makes what is missing, removes what
-    /// an interrupted run left. Only for the holder of the [`Lock`].
+    /// an interrupted run left. Points that the manifest does not know: code "manifest", and all is
+    /// left as it is. Only for the holder of the [`Lock`].
     pub fn open(dir: &Path, device: &str) -> Result<Self> {
-        fs::create_dir_all(dir)
-            .map_err(|e| Error::io(format!("can't make {}", dir.display()), e))?;
-        let mut chain = if dir.join(MANIFEST).exists() {
+        make_dir(dir).map_err(|e| Error::io(format!("can't make {}", dir.display()), e))?;
+        let manifest = dir.join(MANIFEST);
+        // (That it can't be looked at doesn't mean that it isn't there.)
+        let is_there = manifest.try_exists();
+        let is_there =
+            is_there.map_err(|e| Error::io(format!("can't read {}", manifest.display()), e))?;
+        let mut chain = if is_there {
             Chain::read(dir)?
         } else {
             Chain {
@@ -159,28 +166,56 @@ impl Chain {
             }
         };
         device.clone_into(&mut chain.device);
-        chain.clean()?;
+        chain.clean(is_there)?;
+        if !is_there {
+            // Before there is a point that it does not name.
+            chain.save()?;
+        }
         Ok(chain)
     }
 
-    /// Removes unfinished files, and finished ones that never made it into the manifest.
-    fn clean(&self) -> Result<()> {
+    /// Removes unfinished files, and the finished one that did not make it into the manifest: there can
+    /// be one, of the next point, and only beside a manifest.
+    fn clean(&self, has_manifest: bool) -> Result<()> {
         let fail = |e| Error::io(format!("can't clean up {}", self.dir.display()), e);
+        let mut left = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             let name = entry.file_name();
             let Some(name) = name.to_str() else {
                 continue;
             };
-            let number = name
+            let whole = name.strip_suffix(PARTIAL).unwrap_or(name);
+            let number = whole
                 .strip_prefix("point-")
-                .and_then(|n| n.strip_suffix(".qcow2"));
-            let number: Option<u64> = number.and_then(|n| n.parse().ok());
-            if name.ends_with(PARTIAL) || number.is_some_and(|n| n >= self.next()) {
-                fs::remove_file(entry.path()).map_err(fail)?;
+                .and_then(|n| n.strip_suffix(".qcow2"))
+                .and_then(|n| n.parse::<u64>().ok());
+            let is_ours = number.is_some() || whole == MANIFEST;
+            if is_ours && whole != name {
+                left.push(entry.path());
+                continue;
+            }
+            match number {
+                Some(number) if number == self.next() && has_manifest => left.push(entry.path()),
+                Some(number) if number >= self.next() => {
+                    return Err(Error::failed(format!(
+                        "{} holds {name}, of which its manifest ({MANIFEST}) {}",
+                        self.dir.display(),
+                        if has_manifest {
+                            "says nothing"
+                        } else {
+                            "is missing"
+                        }
+                    ))
+                    .code("manifest")
+                    .hint(
+                        "put the right manifest back, or move this directory away and begin anew",
+                    ));
+                }
+                _ => {}
             }
         }
-        Ok(())
+        left.iter().try_for_each(fs::remove_file).map_err(fail)
     }
 
     /// The number of the next point.
@@ -274,6 +309,13 @@ impl Chain {
     }
 }
 
+/// Makes a directory and those above it, where they are missing. What is in it is a whole disk's, with all
+/// of its secrets: only for its owner. Its name is durable then.
+fn make_dir(dir: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    File::open(dir.join(".."))?.sync_all()
+}
+
 /// The name of a point's file.
 fn file_name(point: u64) -> String {
     format!("point-{point:04}.qcow2")
@@ -324,6 +366,7 @@ mod tests {
         fs::write(chain.partial(), "unfinished").unwrap();
         fs::write(dir.path().join("point-0003.qcow2"), "not in the manifest").unwrap();
         fs::write(dir.path().join("notes"), "somebody's").unwrap();
+        fs::write(dir.path().join("notes.partial"), "somebody's, too").unwrap();
 
         let chain = Chain::open(dir.path(), "/dev/x").unwrap();
         let mut names: Vec<_> = fs::read_dir(dir.path())
@@ -334,6 +377,7 @@ mod tests {
         let kept = [
             "manifest.json",
             "notes",
+            "notes.partial",
             "point-0001.qcow2",
             "point-0002.qcow2",
         ];
@@ -342,6 +386,35 @@ mod tests {
         assert_eq!(chain.files(3).unwrap_err().kind.exit_code(), 8);
         fs::write(dir.path().join("point-0001.qcow2"), "cut").unwrap();
         assert_eq!(chain.files(2).unwrap_err().code, "chain-broken");
+    }
+
+    #[test]
+    fn points_without_their_manifest_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut chain = Chain::open(dir.path(), "/dev/x").unwrap();
+        let manifest = dir.path().join(MANIFEST);
+        for _ in 0..3 {
+            let old = fs::read(&manifest).unwrap();
+            fs::write(chain.partial(), "full").unwrap();
+            chain.commit(point(PointKind::Full, None)).unwrap();
+            fs::write(dir.path().join("old"), old).unwrap();
+        }
+        let names = || fs::read_dir(dir.path()).unwrap().count();
+        let all = names();
+        let refused = || Chain::open(dir.path(), "/dev/x").unwrap_err().code;
+        let right = fs::read(&manifest).unwrap();
+        fs::remove_file(&manifest).unwrap();
+        assert_eq!(refused(), "manifest");
+        // One that knows two, one that knows none.
+        fs::rename(dir.path().join("old"), &manifest).unwrap();
+        fs::write(dir.path().join("point-0004.qcow2"), "").unwrap();
+        assert_eq!(refused(), "manifest");
+        fs::write(&manifest, r#"{"format":1,"device":"/dev/x","points":[]}"#).unwrap();
+        assert_eq!(refused(), "manifest");
+        assert_eq!(names(), all);
+        fs::write(&manifest, right).unwrap();
+        assert_eq!(Chain::open(dir.path(), "/dev/x").unwrap().next(), 4);
+        assert_eq!(names(), all - 1, "the fourth was never finished");
     }
 
     #[test]

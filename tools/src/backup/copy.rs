@@ -36,6 +36,7 @@ pub struct Summary {
     /// The device's path.
     pub device: String,
     /// The new file.
+    #[serde(serialize_with = "crate::paths::one")]
     pub file: PathBuf,
     /// Its number in the chain, for `restore --point`.
     pub point: u64,

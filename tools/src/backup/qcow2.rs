@@ -10,7 +10,12 @@ use imago::FormatCreateBuilder;
 use imago::FormatDriverBuilder;
 use imago::Mapping;
 use imago::StorageOpenOptions;
+use rustix::process::getrlimit;
+use rustix::process::setrlimit;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -31,10 +36,12 @@ impl Writer {
     /// directory.
     pub fn create(path: &Path, size: u64, backing: Option<&str>) -> Result<Self> {
         let fail = |e| Error::io(format!("can't make {}", path.display()), e);
+        // (A disk's secrets are in it: only for its owner.)
         let file = File::options()
             .read(true)
             .write(true)
             .create_new(true)
+            .mode(0o600)
             .open(path);
         let file = file.map_err(fail)?;
         let handle = file.try_clone().map_err(fail)?;
@@ -99,8 +106,18 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens `files`, the full one first. Only these are opened, whatever is named in them.
+    /// Opens `files`, the full one first. Only these are opened, whatever is named in them; and all at
+    /// a time, for which the limit of open files is raised as far as this process may.
     pub fn open(files: &[PathBuf]) -> Result<Self> {
+        let limit = getrlimit(Resource::Nofile);
+        // (Without it a long chain gives an error of its own.)
+        let _ = setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: limit.maximum,
+                ..limit
+            },
+        );
         let mut below: Option<FormatAccess<Storage>> = None;
         for path in files {
             let fail = |e| Error::io(format!("can't read {}", path.display()), e);

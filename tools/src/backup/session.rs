@@ -85,22 +85,26 @@ pub fn run(
     }
     let _lock = Lock::take(&options.to)?;
     let mut request = options.request.clone();
+    // All chains are good, or nothing is begun.
+    let chains = found
+        .iter()
+        .map(|d| Chain::open(&chain_dir(&sysfs, options, d), &d.path()))
+        .collect::<Result<Vec<_>>>()?;
     // Who wants to keep the snapshot wants all of it.
     if !options.full && !options.keep_snapshot {
-        let since = |device: &BlockDevice| {
-            let chain = Chain::read(&chain_dir(&sysfs, options, device)).ok()?;
-            let base = copy::base(&chain)?;
+        let since = |chain: &Chain| {
+            let base = copy::base(chain)?;
             Some(Since {
                 number: base.number,
                 generation: Some(base.generation),
                 or_all: true,
             })
         };
-        request.since = found.iter().map(since).collect();
+        request.since = chains.iter().map(since).collect();
     }
     let created = snapshot::create(control, &request, signals)?;
     taken(&created);
-    let result = devices(control, options, &created, progress, signals);
+    let result = devices(control, options, &created, chains, progress, signals);
     let snapshots = crate::state::snapshots(control)?;
     let used = snapshots
         .iter()
@@ -137,22 +141,27 @@ fn devices(
     control: &Control,
     options: &Options,
     created: &Created,
+    chains: Vec<Chain>,
     progress: &dyn Progress,
     signals: &Signals,
 ) -> Result<Vec<Summary>> {
-    let sysfs = Sysfs::default();
-    let mut summaries = Vec::with_capacity(created.devices.len());
-    for device in &created.devices {
-        let dir = chain_dir(&sysfs, options, &device.origin);
-        let mut chain = Chain::open(&dir, &device.device)?;
-        let image = Image::open(control, created, device, !options.keep_snapshot)?;
-        summaries.push(back_up(
-            &image,
-            &mut chain,
-            options.full,
-            progress,
-            signals,
-        )?);
+    let mut summaries: Vec<Summary> = Vec::with_capacity(created.devices.len());
+    for (device, mut chain) in created.devices.iter().zip(chains) {
+        let image = Image::open(control, created, device, !options.keep_snapshot);
+        let done =
+            image.and_then(|image| back_up(&image, &mut chain, options.full, progress, signals));
+        let done = done.map_err(|mut error| {
+            // Whose points are there, and stay.
+            let made: Vec<&str> = summaries.iter().map(|s| s.device.as_str()).collect();
+            if created.devices.len() > 1 {
+                error.message = match made.as_slice() {
+                    [] => format!("{}; no device was backed up", error.message),
+                    some => format!("{}; only {} was backed up", error.message, some.join(", ")),
+                };
+            }
+            error
+        });
+        summaries.push(done?);
     }
     Ok(summaries)
 }
@@ -183,15 +192,24 @@ pub fn find_chain(dir: &Path, device: Option<&str>) -> Result<Chain> {
     let list = std::fs::read_dir(dir)
         .map_err(|e| Error::io(format!("no backup: can't read {}", dir.display()), e))?;
     let mut found = Vec::new();
+    let mut problem = None;
     for entry in list.flatten() {
         if !entry.path().join("manifest.json").exists() {
             continue;
         }
-        let chain = Chain::read(&entry.path())?;
         let name = entry.file_name();
-        if device.is_none_or(|d| d == chain.device() || name == *d) {
-            found.push((name, chain));
+        match Chain::read(&entry.path()) {
+            Ok(chain) if device.is_none_or(|d| d == chain.device() || name == *d) => {
+                found.push((name, chain));
+            }
+            Ok(_) => {}
+            // It matters only if it may be the one that is meant.
+            Err(e) if device.is_none_or(|d| name == *d) => return Err(e),
+            Err(e) => problem = Some(e),
         }
+    }
+    if let (true, Some(problem)) = (found.is_empty(), problem) {
+        return Err(problem);
     }
     match (found.pop(), found.last()) {
         (Some((_, chain)), None) => Ok(chain),

@@ -85,9 +85,16 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
                 .hint("load the module that belongs to this tool"),
         );
     }
+    let (device, generation) = match args.live {
+        true => (device, args.generation),
+        false => {
+            let wanted = (args.generation, args.until);
+            changes::as_of(&snapshots, &origins, device, &name, wanted.0, wanted.1)?
+        }
+    };
     let query = Query {
-        device: changes::as_of(&snapshots, device, &name, args.generation, args.until)?,
-        generation: args.generation,
+        device,
+        generation,
         since: args.since,
         live: args.live,
     };
@@ -118,7 +125,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
             if json {
                 output::json(&answer(&name, args, &head, "bitmap", json!(hex(&bits))));
             } else {
-                output::raw(&bits)?;
+                output::raw(&bits);
             }
         }
     }

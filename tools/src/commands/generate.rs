@@ -23,10 +23,10 @@ pub struct ManArgs {
 }
 
 /// Prints completions for a shell to standard output.
-pub fn completions(args: &CompletionArgs) -> Result<()> {
+pub fn completions(args: &CompletionArgs) {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "bdsnap", &mut text);
-    crate::output::raw(&text)
+    crate::output::raw(&text);
 }
 
 /// Writes `bdsnap.8` and a page for each command.

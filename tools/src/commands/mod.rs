@@ -37,7 +37,10 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Service(args) => service::run(args, json),
         Command::FreeMap(args) => free_map::run(args),
         Command::UdevImport(args) => udev_import::run(args),
-        Command::Completions(args) => generate::completions(args),
+        Command::Completions(args) => {
+            generate::completions(args);
+            Ok(())
+        }
         Command::Man(args) => generate::man(args),
     }
 }

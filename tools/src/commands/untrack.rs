@@ -65,6 +65,10 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
             Err(error) => {
                 let error = match error.errno {
                     Errno::BUSY if !args.force => busy(&path),
+                    Errno::BUSY => Error::busy(format!(
+                        "untrack: an image of {path} is open (or writes in flight)"
+                    ))
+                    .hint("unmount and close it, or `bdsnap snapshot delete --force` its snapshot"),
                     Errno::NOENT => not_tracked(&path),
                     _ => error.on(&path),
                 };

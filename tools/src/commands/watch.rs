@@ -3,6 +3,7 @@
 use crate::output;
 use bdsnap::abi;
 use bdsnap::device::Control;
+use bdsnap::error::Error;
 use bdsnap::error::Result;
 use bdsnap::events::Event;
 use bdsnap::events::Events;
@@ -48,6 +49,9 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         } else {
             output::line(text(&event));
         }
+        if output::is_lost() {
+            return Ok(());
+        }
         let lost = event.event == "lost";
         let gone = event.event == "snapshot-deleted" && event.snapshot == wanted;
         if let Some(id) = wanted {
@@ -56,7 +60,8 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
             }
         }
     }
-    Ok(())
+    // A signal ends it: well, unless there is something that it was to wait for.
+    wanted.map_or(Ok(()), |_| Err(Error::interrupted()))
 }
 
 /// An event for people.

@@ -210,9 +210,15 @@ fn cant_grow(dir: &Path, info: &FsInfo) -> Error {
 }
 
 /// Makes a file of `size` bytes at `path`, a directory or a new file; [`None`]: as large as
-/// [`default_size`] says for `origins` bytes of origins. Nothing is left behind when it fails, or when a
-/// signal ends it, as it may where a file has to be written.
-pub fn make(path: &Path, size: Option<u64>, origins: u64, signals: &Signals) -> Result<StoreFile> {
+/// [`default_size`] says for `origins` bytes of origins, and at most `most`. Nothing is left behind when it
+/// fails, or when a signal ends it, as it may where a file has to be written.
+pub fn make(
+    path: &Path,
+    size: Option<u64>,
+    origins: u64,
+    most: u64,
+    signals: &Signals,
+) -> Result<StoreFile> {
     let shown = path.display();
     match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => {}
@@ -225,7 +231,7 @@ pub fn make(path: &Path, size: Option<u64>, origins: u64, signals: &Signals) -> 
         Err(e) => return Err(Error::io(format!("store: {shown}"), e)),
     }
     let info = fit_info(directory(path))?;
-    make_on(path, size, origins, &info, signals)
+    make_on(path, size, origins, most, &info, signals)
 }
 
 /// The same, on the file system that `info` is about.
@@ -233,6 +239,7 @@ fn make_on(
     path: &Path,
     size: Option<u64>,
     origins: u64,
+    most: u64,
     info: &FsInfo,
     signals: &Signals,
 ) -> Result<StoreFile> {
@@ -240,7 +247,8 @@ fn make_on(
         Some(size) => size,
         None => default_size(origins, info.size, info.available)
             .ok_or_else(|| no_space(path, DEFAULT_MIN.min(origins), info.available))?
-            .min(info.file_end - MIN_SIZE),
+            .min(info.file_end - MIN_SIZE)
+            .min(most),
     };
     let store = match info.method {
         Method::Generic => write(path, size, info, signals)?,
@@ -333,7 +341,7 @@ pub fn make_default(own: &[PathBuf], origins: u64) -> Result<StoreFile> {
     });
     for path in places.into_iter().rev().map(|(_, path)| path).chain(common) {
         let made = fit_info(&path).and_then(|info| match info.method {
-            Method::Mapped => make_on(&path, None, origins, &info, &Signals::inert()),
+            Method::Mapped => make_on(&path, None, origins, u64::MAX, &info, &Signals::inert()),
             Method::Generic | Method::Unfit => Err(unfit(format!(
                 "store: {} is on {}, where none is put unasked",
                 path.display(),
@@ -372,8 +380,16 @@ mod tests {
     #[test]
     fn bad_places() {
         let exists = tempfile::NamedTempFile::new().unwrap();
-        let made =
-            |path: &str| make(Path::new(path), Some(MIN_SIZE), 0, &Signals::inert()).unwrap_err();
+        let made = |path: &str| {
+            make(
+                Path::new(path),
+                Some(MIN_SIZE),
+                0,
+                u64::MAX,
+                &Signals::inert(),
+            )
+            .unwrap_err()
+        };
         assert_eq!(made(exists.path().to_str().unwrap()).code, "store-exists");
         assert_eq!(made("/nonexistent/x/y").kind.exit_code(), 8);
         assert_eq!(made("/proc").kind.exit_code(), 6);
