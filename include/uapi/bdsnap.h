@@ -86,6 +86,8 @@ enum bdsnap_cause {
 					   writes don't pass it */
 	BDSNAP_CAUSE_REQUEST_DM = 11,	/* a path held by request-based device-mapper wrote to its disk
 					   around the hook (of a snapshot, or of an origin's end) */
+	BDSNAP_CAUSE_UNCOUNTED = 12,	/* no requests, and queue/iostats is 0: writes on their way can't
+					   be waited for */
 	/* at store creation */
 	BDSNAP_CAUSE_STORE_FS = 20,	/* file system not on the allow-list: EOPNOTSUPP */
 	BDSNAP_CAUSE_STORE_FILE = 21,	/* not a regular, writable file: EINVAL */
@@ -255,8 +257,10 @@ struct bdsnap_origin_info {
  * One of them has less than 512 TiB: EINVAL otherwise.
  *
  * Fields that the kind doesn't use are 0. ENOENT: no such store of this open
- * file, no such snapshot, or one that has failed. ENOSPC: BDSNAP_MAX_PORTIONS or _LANES are reached. ENOMEM: also where
- * so much memory is not free. Others: see `cause`.
+ * file, no such snapshot, or one that has failed. ENOSPC:
+ * BDSNAP_MAX_PORTIONS or _LANES are reached. ENOMEM: also where so much
+ * memory is not free. EINTR: a signal came while it was being taken. Others:
+ * see `cause`.
  */
 enum bdsnap_store_kind {
 	BDSNAP_STORE_FILE = 1,
@@ -327,8 +331,10 @@ struct bdsnap_snapshot_device {
  * STORE_FULL. (While a cut freezes an origin its writes wait for no portion.)
  * The store's end is told by BDSNAP_EVENT_DELETED; its files are given back by
  * the kernel.
- * ENOENT: an origin is not tracked, no such store. EBUSY/ETIMEDOUT: see
- * `cause`. EEXIST: an origin is named twice. ENOSPC: a limit. ENOMEM.
+ * ENOENT: an origin is not tracked, no such store. EBUSY, ETIMEDOUT,
+ * EOPNOTSUPP (the store's logical blocks are larger than an origin's), ENODEV
+ * (an origin's disk is gone): see `cause`. ESTALE: see SINCE. EEXIST: an
+ * origin is named twice. EINTR: a signal came. ENOSPC: a limit. ENOMEM.
  */
 struct bdsnap_snapshot_create {
 	__u32 size;
@@ -585,6 +591,7 @@ struct bdsnap_since {
  * O_NONBLOCK (EAGAIN) or a signal comes (EINTR). poll(2): POLLIN. Each file
  * gets every event; whoever falls behind by more than BDSNAP_MAX_EVENTS gets
  * one BDSNAP_EVENT_LOST, and looks at the lists, which are always right.
+ * EMFILE, ENFILE: no more files may be open. ENOMEM.
  */
 struct bdsnap_events {
 	__u32 size;

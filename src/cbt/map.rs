@@ -9,7 +9,9 @@
 
 use super::kinds::pieces;
 use super::Kinds;
+use crate::kapi::abi;
 use crate::kapi::inflight::Watch;
+use crate::kapi::pages;
 use crate::kapi::slot;
 use crate::kapi::slot::BytePage;
 use crate::kapi::slot::Content;
@@ -374,11 +376,16 @@ fn number(n: u64) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-/// Zero pages for so many blocks.
+/// Zero pages for so many blocks. ENOMEM: they can't be had without pressing others; EINTR: this process is
+/// being killed.
 fn zero_pages(blocks: u64) -> Result<KVVec<KBox<BytePage>>> {
     let n = usize::try_from(blocks.div_ceil(PAGE_BYTES as u64))?;
+    pages::are_available(n)?;
     let mut pages = KVVec::with_capacity(n, GFP_KERNEL)?;
     for _ in 0..n {
+        if abi::is_dying() {
+            return Err(EINTR);
+        }
         pages.push(slot::zeroed(GFP_KERNEL)?, GFP_KERNEL)?;
     }
     Ok(pages)

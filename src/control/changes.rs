@@ -116,6 +116,9 @@ impl Registry {
             }
         }
         for span in spans.iter() {
+            if abi::is_dying() {
+                return Err(EINTR);
+            }
             tracker.mark(*span);
         }
         Ok(())

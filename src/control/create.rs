@@ -151,7 +151,7 @@ impl Registry {
         // A caller that can't be told has no snapshot.
         if let (Err(e), Ok(())) = (written, &result) {
             if let Some(snapshot) = state.snapshots.pop() {
-                delete::dissolve(snapshot);
+                delete::dissolve(&mut state, snapshot);
             }
             return Err(e);
         }
@@ -214,7 +214,7 @@ impl Registry {
         if let Err(e) = self.show(state, &mut snapshot, &candidates, devices) {
             // Those that have an image go with it, the others by themselves.
             let shown = snapshot.images.len();
-            delete::dissolve(snapshot);
+            delete::dissolve(state, snapshot);
             for candidate in candidates.iter().skip(shown) {
                 cow::remove(&candidate.tracker, &candidate.version);
             }
@@ -501,13 +501,16 @@ fn fits_live(state: &State, store: &Store, new: &mut New) -> Result<(), Refused>
     if new.bytes() > store.room() {
         return Err(Refused::new(ENOSPC, abi::BDSNAP_CAUSE_STORE_LIMIT));
     }
-    let device = new.device().map(|d| (d.disk(), d.logical_block()));
-    let Some((disk, logical)) = device else {
+    let device = new.device();
+    let device = device.map(|d| (d.disk(), d.logical_block(), d.dma_alignment()));
+    let Some((disk, logical, dma)) = device else {
         return Ok(());
     };
     let origins = || state.trackers.iter().filter(|t| t.disk() == disk);
-    // (An image is read in its origin's blocks.)
-    let too_large = |i: &crate::image::Image| logical > i.tracker().device.logical_block();
+    // (An image is read in its origin's blocks, into memory that is aligned as was told when it was made.)
+    let too_large = |i: &crate::image::Image| {
+        logical > i.tracker().device.logical_block() || dma > i.dma_alignment()
+    };
     let mut snapshots = state.snapshots.iter();
     let has_it = |s: &&Snapshot| s.store.as_ref().is_some_and(|s| core::ptr::eq(&**s, store));
     let snapshot = snapshots.find(has_it);
@@ -535,7 +538,7 @@ fn fits_live(state: &State, store: &Store, new: &mut New) -> Result<(), Refused>
 /// Whether no write to these origins waits for a portion of a store: none could come while they are
 /// frozen, or while the registry is locked. EBUSY.
 fn nobody_waits(trackers: &[Arc<Tracker>]) -> Result<(), Refused> {
-    match trackers.iter().position(|t| t.lock_chain().dry) {
+    match trackers.iter().position(|t| t.lock_chain().is_dry()) {
         Some(index) => {
             let cause = abi::BDSNAP_CAUSE_DRAIN_TIMEOUT;
             Err(Refused::new(EBUSY, cause).of(index))
@@ -605,7 +608,9 @@ fn free_name(state: &State, snapshot: &Snapshot) -> Result<[u8; NAME_LEN]> {
         let name = CString::try_from_fmt(fmt!("bdsnap-image{}", n))?;
         let mut padded = [0u8; NAME_LEN];
         copy_name(&mut padded, name.to_bytes());
-        if !taken(snapshot, padded) && !state.snapshots.iter().any(|s| taken(s, padded)) {
+        let remains = state.remains.iter().any(|i| i.name == padded);
+        let snapshots = Iterator::chain(state.snapshots.iter(), [snapshot]);
+        if !remains && !snapshots.into_iter().any(|s| taken(s, padded)) {
             return Ok(padded);
         }
         n = n.checked_add(1).ok_or(ENOSPC)?;
@@ -650,7 +655,7 @@ fn prepare(
         }
     }
     let version = Arc::new(version, GFP_KERNEL)?;
-    tracker.lock_chain().reserve()?;
+    cow::reserve(tracker)?;
     let mut list = cow::versions(tracker, None)?;
     list.insert_within_capacity(0, version.clone())
         .map_err(|_| ENOMEM)?;
@@ -771,6 +776,7 @@ impl Plan {
             let tracker = &candidate.tracker;
             // Neither can fail: there is room for the version, and the map was made ready.
             tracker.lock_chain().push(candidate.version.clone())?;
+            let no_marks = tracker.no_marks();
             tracker.map.cut()?;
             let _ = self
                 .retired
@@ -778,8 +784,8 @@ impl Plan {
             if candidate.is_recorded {
                 // What is free is fixed: nothing is written until the gates open.
                 let _ = self.recorders.push_within_capacity(record::stop(tracker));
-                tracker.marks_are_told();
             }
+            drop(no_marks);
         }
         drop(gates);
         times.gate_ns = time::monotonic_ns().saturating_sub(closed_at);

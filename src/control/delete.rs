@@ -9,6 +9,7 @@ use super::Spare;
 use super::State;
 use crate::cow;
 use crate::event;
+use crate::image::Image;
 use crate::kapi::abi;
 use crate::kapi::time::Deadline;
 use crate::store;
@@ -80,7 +81,9 @@ fn delete(state: &mut State, place: usize, force: bool) -> Result {
         image.tracker().kick();
     }
     let deadline = Deadline::after_ms(abi::BDSNAP_TIMEOUT_DEFAULT_MS);
-    let idle = || snapshot.images.iter().all(|i| i.version().is_idle());
+    // (Reads that come now fail at once.)
+    let is_idle = |i: &Image| i.version().is_idle() && !i.is_being_read();
+    let idle = || snapshot.images.iter().all(is_idle);
     if !deadline.wait_until(idle) {
         let cause = abi::BDSNAP_CAUSE_STORE_STALLED;
         snapshot.images.iter().for_each(|i| i.version().fail(cause));
@@ -88,19 +91,22 @@ fn delete(state: &mut State, place: usize, force: bool) -> Result {
         return Err(ETIMEDOUT);
     }
     let snapshot = state.snapshots.remove(place).map_err(|_| ENOENT)?;
-    dissolve(snapshot);
+    dissolve(state, snapshot);
     Ok(())
 }
 
-/// Takes a snapshot apart: images, versions, store.
-pub(super) fn dissolve(snapshot: Snapshot) {
+/// Takes a snapshot apart: images, versions, store. Images that are open remain until they are closed.
+pub(super) fn dissolve(state: &mut State, snapshot: Snapshot) {
     let Snapshot {
         id, images, store, ..
     } = snapshot;
     for image in images {
         let (tracker, version) = (image.tracker().clone(), image.version().clone());
         // Nobody reads it any more after this.
-        drop(image);
+        if let Some(open) = image.retire() {
+            // (Without memory for that it is removed.)
+            let _ = state.remains.push(open, GFP_KERNEL);
+        }
         if store.is_some() {
             cow::remove(&tracker, &version);
             // Somebody may have the image open still.

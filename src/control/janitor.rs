@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Gives back at once what failed snapshots have: what their images could show is gone, and only
-//! older snapshots may still read what they copied.
+//! older snapshots may still read what they copied. And removes images of deleted snapshots when they are
+//! closed.
 
 use super::Registry;
 use super::Snapshot;
@@ -55,7 +56,7 @@ impl WorkItem for Janitor {
     }
 }
 
-/// A version has failed.
+/// A version has failed, or an image of a deleted snapshot has been closed.
 pub(super) fn call() {
     if let Some(registry) = REGISTRY.get() {
         // An error means that it is queued already.
@@ -64,9 +65,11 @@ pub(super) fn call() {
 }
 
 impl Registry {
-    /// Gives back what failed snapshots have; whether there is nothing left to wait for.
+    /// Gives back what failed snapshots have, and what remains of deleted ones; whether there is nothing
+    /// left to wait for.
     fn clean_up(&self) -> bool {
         let mut state = self.state.lock();
+        state.remains.retain(|image| image.openers() > 0);
         let State { snapshots, .. } = &mut *state;
         let failed = snapshots.iter_mut();
         let failed = failed.filter(|s| s.store.is_some() && s.has_failed());

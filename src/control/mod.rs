@@ -86,6 +86,8 @@ struct State {
     trackers: KVec<Arc<Tracker>>,
     /// The snapshots, oldest first.
     snapshots: KVec<Snapshot>,
+    /// Images of snapshots that are gone, which somebody has open: they answer EIO until they are closed.
+    remains: KVec<Image>,
     /// Trackers that were replaced while writes that they counted were in flight.
     dying: KVec<Arc<Tracker>>,
     /// Stores without a snapshot.
@@ -114,7 +116,7 @@ pub(crate) struct Registry {
     freezing: OwnedQueue,
     /// Where works sleep that look at something now and then.
     idle: Arc<OwnedQueue>,
-    /// Gives back what failed snapshots have.
+    /// Gives back what failed snapshots have, and what remains of deleted ones.
     janitor: Arc<Janitor>,
     /// The next session's number.
     next_session: AtomicU64,
@@ -145,6 +147,7 @@ pub(crate) fn start() -> Result<GlobalGuard<Registry>> {
             state <- new_mutex!(State {
                 trackers: KVec::new(),
                 snapshots: KVec::new(),
+                remains: KVec::new(),
                 dying: KVec::new(),
                 spares: KVec::new(),
                 places: KVec::new(),

@@ -65,11 +65,15 @@ impl Registry {
         for range in ranges.iter() {
             span(range)?;
         }
-        let guard = rcu::read_lock();
-        let recorder = tracker.recorder.read(&guard);
-        let recorder = recorder.filter(|r| r.owner() == session).ok_or(ENOENT)?;
         for range in ranges.iter() {
+            // (A guard for each: they may be many, and long.)
+            let guard = rcu::read_lock();
+            let recorder = tracker.recorder.read(&guard);
+            let recorder = recorder.filter(|r| r.owner() == session).ok_or(ENOENT)?;
             recorder.set_free(span(range)?);
+            if abi::is_dying() {
+                return Err(EINTR);
+            }
         }
         Ok(())
     }

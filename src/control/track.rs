@@ -143,9 +143,11 @@ impl Registry {
             let _ = state.trackers.pop();
             return Err(e.into());
         }
-        if let Err(refused) = settle(&tracker) {
-            // Where its writes don't end, it stays, ended.
-            let _ = self.forget(state, &tracker);
+        if let Err(refused) = settle(state, &tracker) {
+            // Where it can't go, since its writes don't end or there is no memory, it stays, ended.
+            if self.forget(state, &tracker).is_err() {
+                tracker.end(abi::BDSNAP_CAUSE_DRAIN_TIMEOUT, true);
+            }
             return Err(refused);
         }
         tracker.tell(abi::BDSNAP_EVENT_TRACKED, 0, [0; 16], 0);
@@ -183,7 +185,7 @@ impl Registry {
                 let _ = state.dying.push_within_capacity(old.clone());
                 state.reap();
                 old.tell_end();
-                if let Err(refused) = settle(&new) {
+                if let Err(refused) = settle(state, &new) {
                     new.end(abi::BDSNAP_CAUSE_DRAIN_TIMEOUT, true);
                     return Err(refused);
                 }
@@ -298,9 +300,11 @@ fn expect_strays(state: &mut State, device: &BlockDevice) -> Result<(), Refused>
 
 /// Waits for the writes to an origin that were on their way when the hook began to see it. EBUSY:
 /// they don't end.
-fn settle(tracker: &Arc<Tracker>) -> Result<(), Refused> {
+fn settle(state: &mut State, tracker: &Arc<Tracker>) -> Result<(), Refused> {
     // Who was on his way from the hook's place to the driver without having been seen.
     rcu::synchronize_tasks();
+    // (A limit may have been set while tracking began.)
+    expect_strays(state, &tracker.device)?;
     let hold = !tracker.device.has_requests();
     if hold {
         tracker.inflight.close();
@@ -333,6 +337,11 @@ fn check(device: &BlockDevice) -> Result<(), Refused> {
             device.logical_block() > abi::BDSNAP_GRANULE_MAX,
             EOPNOTSUPP,
             abi::BDSNAP_CAUSE_BLOCK_SIZE,
+        ),
+        (
+            !device.counts_writes(),
+            EOPNOTSUPP,
+            abi::BDSNAP_CAUSE_UNCOUNTED,
         ),
     ];
     match refusals.iter().find(|(is, ..)| *is) {

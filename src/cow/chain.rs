@@ -37,6 +37,19 @@ pub(super) struct Link {
     pub(super) extents: Extents,
     /// Whether it has data that came from newer ones, in their stores.
     pub(super) is_heir: bool,
+    /// What its own store lacked in this round.
+    pub(super) shortage: Shortage,
+}
+
+/// What a store lacked when it was asked last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shortage {
+    /// Nothing, or it has not been asked.
+    None,
+    /// A portion, which what is urgent doesn't wait for.
+    Portion,
+    /// What is being read, and may be given back.
+    Reads,
 }
 
 impl Link {
@@ -334,10 +347,6 @@ pub(crate) struct Chain {
     pub(super) progress: u64,
     /// Whether somebody watches the progress.
     pub(super) watched: bool,
-    /// Whether the last round found a store that waits for a portion.
-    pub(crate) dry: bool,
-    /// Whether the last round found a store that is full but for what is being read.
-    pub(super) soon: bool,
     /// Whether the origin has places that can't be read: then nothing is read but what must be.
     pub(super) has_bad: bool,
     /// How many freezes want that nothing waits for a portion: who could bring it may be waiting for us.
@@ -357,8 +366,6 @@ impl Chain {
             spare: KVec::new(),
             progress: 0,
             watched: false,
-            dry: false,
-            soon: false,
             has_bad: false,
             hurried: 0,
         }
@@ -369,21 +376,54 @@ impl Chain {
         !self.links.iter().any(|l| l.version.is_live())
     }
 
+    /// Whether the last round found a store that waits for a portion.
+    pub(crate) fn is_dry(&self) -> bool {
+        let mut links = self.links.iter();
+        links.any(|l| l.shortage == Shortage::Portion)
+    }
+
+    /// Whether it found one that lacks anything.
+    pub(super) fn is_short(&self) -> bool {
+        self.links.iter().any(|l| l.shortage != Shortage::None)
+    }
+
+    /// A round begins: stores are asked anew.
+    pub(super) fn forget_shortage(&mut self) {
+        let links = self.links.iter_mut();
+        links.for_each(|l| l.shortage = Shortage::None);
+    }
+
     /// Whether anything is being read for a version.
     pub(crate) fn is_reading(&self) -> bool {
         self.pool.as_ref().is_some_and(Pool::is_reading)
     }
 
-    /// Makes room for one more version, so that [`Chain::push`] can't fail. ENOMEM. May sleep.
-    pub(crate) fn reserve(&mut self) -> Result {
-        self.links.reserve(1, GFP_KERNEL)?;
-        if self.pool.is_none() {
-            for list in [&mut self.starts, &mut self.stores, &mut self.spare] {
-                list.reserve(SMALL_RUNS + LARGE_RUNS, GFP_KERNEL)?;
+    /// Takes room for one more version, if it has none, so that [`Chain::push`] can't fail. False: `room` is
+    /// too small. What it had is left in `room`.
+    fn accept(&mut self, room: &mut Reserve) -> bool {
+        if self.links.len() == self.links.capacity() {
+            if room.links.capacity() <= self.links.len() {
+                return false;
             }
-            self.pool = Some(Pool::new()?);
+            for link in self.links.drain_all() {
+                // (There is room.)
+                let _ = room.links.push_within_capacity(link);
+            }
+            core::mem::swap(&mut self.links, &mut room.links);
         }
-        Ok(())
+        if self.pool.is_none() {
+            if room.pool.is_none() {
+                return false;
+            }
+            core::mem::swap(&mut self.pool, &mut room.pool);
+            for (own, new) in [&mut self.starts, &mut self.stores, &mut self.spare]
+                .into_iter()
+                .zip(room.lists.iter_mut())
+            {
+                core::mem::swap(own, new);
+            }
+        }
+        true
     }
 
     /// Fills up what copies are recorded with, if there is memory at hand.
@@ -394,7 +434,7 @@ impl Chain {
         }
     }
 
-    /// Frees what [`Chain::reserve`] took, if there is no version.
+    /// Frees what [`reserve`] took, if there is no version.
     pub(crate) fn shrink(&mut self) {
         if self.links.is_empty() && self.starts.is_empty() && self.stores.is_empty() {
             let idle = self.pool.as_ref().is_some_and(|p| !p.is_busy());
@@ -408,12 +448,13 @@ impl Chain {
         }
     }
 
-    /// Adds the newest version, at its cut. Needs no memory after [`Chain::reserve`].
+    /// Adds the newest version, at its cut. Needs no memory after [`reserve`].
     pub(crate) fn push(&mut self, version: Arc<Version>) -> Result {
         let link = Link {
             version,
             extents: Extents::new(),
             is_heir: false,
+            shortage: Shortage::None,
         };
         self.links
             .insert_within_capacity(0, link)
@@ -567,9 +608,11 @@ impl Chain {
     /// Begins to copy granules from `from` on, at most up to `upto` but for what is copied with them,
     /// for the version `index`.
     fn copy(&mut self, index: usize, from: u64, upto: u64, urgent: bool) -> Attempt {
-        if self.dry && !urgent || self.soon {
+        match self.links.get(index).map(|l| l.shortage) {
             // It has just been asked for.
-            return Attempt::NoRun;
+            Some(Shortage::Portion) if !urgent => return Attempt::NoRun,
+            Some(Shortage::Reads) | None => return Attempt::NoRun,
+            Some(Shortage::Portion | Shortage::None) => (),
         }
         if self.pool.as_ref().is_none_or(Pool::is_empty) {
             return Attempt::NoRun;
@@ -622,8 +665,8 @@ impl Chain {
                 pool.give(run);
                 pool.stock.give(room);
                 match none {
-                    Taken::Later => self.dry = true,
-                    Taken::Soon => self.soon = true,
+                    Taken::Later => link.shortage = Shortage::Portion,
+                    Taken::Soon => link.shortage = Shortage::Reads,
                     Taken::Slots(..) | Taken::Full => {
                         version.fail(abi::BDSNAP_CAUSE_STORE_FULL);
                         return Attempt::Failed;
@@ -720,6 +763,41 @@ impl Chain {
             Place::Zeros => Found::Zeros,
             Place::Reading | Place::Lost => Found::Unreadable,
         })
+    }
+}
+
+/// What a chain needs for one more version.
+struct Reserve {
+    links: KVec<Link>,
+    pool: Option<Pool>,
+    /// For `starts`, `stores` and `spare`.
+    lists: [KVec<Start>; 3],
+}
+
+/// Makes room in a chain for one more version, so that [`Chain::push`] can't fail. ENOMEM. Sleeps, but
+/// allocates nothing with the chain locked. Under the registry's lock: only so does it remain.
+pub(crate) fn reserve(tracker: &Tracker) -> Result {
+    let mut room = Reserve {
+        links: KVec::new(),
+        pool: None,
+        lists: [const { KVec::new() }; 3],
+    };
+    loop {
+        let (links, has_pool) = {
+            let mut chain = tracker.lock_chain();
+            if chain.accept(&mut room) {
+                return Ok(());
+            }
+            (chain.links.len(), chain.pool.is_some())
+        };
+        // (For some more: a chain grows rarely.)
+        room.links = KVec::with_capacity(links + 4, GFP_KERNEL)?;
+        if !has_pool && room.pool.is_none() {
+            for list in room.lists.iter_mut() {
+                list.reserve(SMALL_RUNS + LARGE_RUNS, GFP_KERNEL)?;
+            }
+            room.pool = Some(Pool::new()?);
+        }
     }
 }
 

@@ -9,6 +9,8 @@ use bdsnap_logic::extent_map::Pack;
 use bdsnap_logic::extent_map::Packs;
 use bdsnap_logic::extent_map::Place;
 use bdsnap_logic::extent_map::MAX_INDEX;
+use bdsnap_logic::units::Granules;
+use bdsnap_logic::units::Span;
 use kernel::prelude::*;
 use kernel::rbtree::RBTree;
 use kernel::rbtree::RBTreeNodeReservation;
@@ -120,6 +122,17 @@ impl Extents {
     pub(super) fn join(&mut self, last: u64) {
         let gone = self.map.join(last);
         self.one_less(gone);
+    }
+
+    /// Joins the extents that `span` begins and ends with to those next to it.
+    pub(super) fn join_around(&mut self, span: Span<Granules>) {
+        if let Some(first) = self.map.at_or_after(span.start()) {
+            self.join(first.last());
+        }
+        let next = self.map.at_or_after(span.end());
+        if let Some(next) = next.filter(|next| next.span.start() == span.end()) {
+            self.join(next.last());
+        }
     }
 
     /// Takes note that there is an extent less.

@@ -18,6 +18,7 @@ mod watch;
 mod worker;
 
 pub(crate) use bits::Bits;
+pub(crate) use chain::reserve;
 pub(crate) use chain::versions;
 pub(crate) use chain::Chain;
 pub(crate) use chain::Found;

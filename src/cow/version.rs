@@ -118,7 +118,7 @@ impl Version {
     }
 
     /// Its store. Any context.
-    pub(super) fn store(&self) -> Option<Arc<Store>> {
+    pub(crate) fn store(&self) -> Option<Arc<Store>> {
         let guard = rcu::read_lock();
         self.store.read(&guard).cloned()
     }

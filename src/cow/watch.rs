@@ -28,7 +28,7 @@ pub(crate) fn watch(tracker: &Arc<Tracker>) {
         if stalls {
             chain.give_up();
         }
-        if stalls || chain.dry || chain.soon {
+        if stalls || chain.is_short() {
             drop(chain);
             // Those that wait may pass now; or, waiting for a portion, not wait any longer.
             tracker.kick();

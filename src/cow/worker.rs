@@ -55,7 +55,7 @@ pub(crate) fn work(tracker: &Arc<Tracker>) {
         chain.progress = time::monotonic_ns();
         chain.ended(tracker, run);
     }
-    (chain.dry, chain.soon) = (false, false);
+    chain.forget_shortage();
     let mut waiting = chain.waiting.take_all();
     let mut new = tracker.take_held();
     while let Some(held) = new.pop() {
@@ -76,7 +76,7 @@ pub(crate) fn work(tracker: &Arc<Tracker>) {
         let left = chain.advance(span, cursor, true);
         chain.claim = left.map(|cursor| (span, cursor));
     }
-    if chain.dry && !chain.pool.as_ref().is_some_and(Pool::is_busy) {
+    if chain.is_dry() && !chain.pool.as_ref().is_some_and(Pool::is_busy) {
         // Nobody is to blame for what waits for a portion.
         chain.progress = time::monotonic_ns();
     }
@@ -136,7 +136,7 @@ fn tell(tracker: &Tracker) {
         };
         tracker.tell(kind, cause, version.snapshot, version.view.number());
         if kind == abi::BDSNAP_EVENT_FAILED {
-            tracker.has_failed();
+            tracker.has_remains();
         }
     }
 }
@@ -157,7 +157,7 @@ pub(crate) fn settle(tracker: &Arc<Tracker>, sectors: Span<Sectors>) -> Result {
     let settled = Deadline::after_ms(abi::BDSNAP_TIMEOUT_MAX_MS).wait_until(|| {
         tracker.kick();
         let chain = tracker.lock_chain();
-        dry = chain.claim.is_some() && chain.dry;
+        dry = chain.claim.is_some() && chain.is_dry();
         dry || chain.claim.is_none()
     });
     if settled && !dry {
@@ -443,8 +443,8 @@ impl Chain {
         }
         version.keep(whole, false);
         if let (true, Some(link)) = (is_split, self.link_mut(&version)) {
-            for part in [first, last, whole].iter().filter(|part| !part.is_empty()) {
-                link.extents.join(part.end() - 1);
+            for part in [first, last].iter().filter(|part| !part.is_empty()) {
+                link.extents.join_around(*part);
             }
         }
     }
@@ -484,7 +484,7 @@ impl Chain {
             }
         }
         if let Some(link) = self.links.get_mut(index) {
-            link.extents.join(job.span.end() - 1);
+            link.extents.join_around(job.span);
         }
         self.over(run, &version);
     }

@@ -39,7 +39,7 @@ notrace unsigned long bdsnap_ftrace_arg1(struct ftrace_regs *regs)
 /* The disk that a request goes to; NULL: to none (an admin queue). */
 notrace struct gendisk *bdsnap_request_disk(struct request *rq)
 {
-	return rq->q->disk;
+	return READ_ONCE(rq->q->disk);
 }
 
 /*
@@ -68,13 +68,12 @@ notrace unsigned int bdsnap_request_bytes(struct request *rq)
 }
 
 /* The command of a passthrough request to a SCSI disk (sd's majors); else NULL. */
-notrace const unsigned char *bdsnap_request_cdb(struct request *rq, unsigned int *len)
+notrace const unsigned char *bdsnap_request_cdb(struct request *rq, struct gendisk *disk, unsigned int *len)
 {
-	struct gendisk *disk = rq->q->disk;
 	struct scsi_cmnd *cmd;
 
 	*len = 0;
-	if (!disk || !blk_op_is_passthrough(rq->cmd_flags & REQ_OP_MASK))
+	if (!blk_op_is_passthrough(rq->cmd_flags & REQ_OP_MASK))
 		return NULL;
 	switch (disk->major) {
 	case SCSI_DISK0_MAJOR:
@@ -344,9 +343,21 @@ int bdsnap_bdev_settle(struct block_device *bdev, unsigned int ms)
 	return 0;
 }
 
+bool bdsnap_bdev_counts_writes(struct block_device *bdev)
+{
+	struct request_queue *q = bdev_get_queue(bdev);
+
+	return queue_is_mq(q) || blk_queue_io_stat(q);
+}
+
 unsigned int bdsnap_bdev_logical(struct block_device *bdev)
 {
 	return bdev_logical_block_size(bdev);
+}
+
+unsigned int bdsnap_bdev_dma_alignment(struct block_device *bdev)
+{
+	return bdev_dma_alignment(bdev);
 }
 
 unsigned int bdsnap_bdev_physical(struct block_device *bdev)
@@ -384,12 +395,13 @@ long bdsnap_ptr_err(const void *ptr)
 	return PTR_ERR(ptr);
 }
 
-struct gendisk *bdsnap_disk_alloc(unsigned int logical, unsigned int physical)
+struct gendisk *bdsnap_disk_alloc(unsigned int logical, unsigned int physical, unsigned int dma_alignment)
 {
 	struct queue_limits lim = {
 		.logical_block_size	= logical,
 		.physical_block_size	= physical,
 		.io_min			= physical,
+		.dma_alignment		= max_t(unsigned int, SECTOR_SIZE - 1, dma_alignment),
 		.max_hw_sectors		= 8192,
 		.max_hw_discard_sectors	= UINT_MAX >> SECTOR_SHIFT,
 		.discard_granularity	= max_t(unsigned int, 4096, physical),

@@ -31,7 +31,7 @@ bool bdsnap_disk_is_nvme_path(struct gendisk *disk);
 bool bdsnap_bdev_is_nvme_head(struct block_device *bdev);
 unsigned int bdsnap_request_op(struct request *rq);
 unsigned int bdsnap_request_bytes(struct request *rq);
-const unsigned char *bdsnap_request_cdb(struct request *rq, unsigned int *len);
+const unsigned char *bdsnap_request_cdb(struct request *rq, struct gendisk *disk, unsigned int *len);
 
 /* bio */
 void bdsnap_bio_zero(struct bio *bio);
@@ -66,7 +66,9 @@ u64 bdsnap_bdev_diskseq(struct block_device *bdev);
 int bdsnap_bdev_settle(struct block_device *bdev, unsigned int ms);
 bool bdsnap_bdev_has_requests(struct block_device *bdev);
 bool bdsnap_bdev_throttled(struct block_device *bdev);
+bool bdsnap_bdev_counts_writes(struct block_device *bdev);
 unsigned int bdsnap_bdev_logical(struct block_device *bdev);
+unsigned int bdsnap_bdev_dma_alignment(struct block_device *bdev);
 unsigned int bdsnap_bdev_physical(struct block_device *bdev);
 void bdsnap_bdev_name(struct block_device *bdev, char *buf, size_t len);
 unsigned int bdsnap_major(dev_t dev);
@@ -76,7 +78,7 @@ bool bdsnap_is_err(const void *ptr);
 long bdsnap_ptr_err(const void *ptr);
 
 /* the disk of an image */
-struct gendisk *bdsnap_disk_alloc(unsigned int logical, unsigned int physical);
+struct gendisk *bdsnap_disk_alloc(unsigned int logical, unsigned int physical, unsigned int dma_alignment);
 void bdsnap_disk_set_private(struct gendisk *disk, void *data);
 void bdsnap_disk_get(struct gendisk *disk);
 void bdsnap_disk_forget(struct gendisk *disk, u64 sector, u64 sectors);

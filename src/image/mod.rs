@@ -31,6 +31,7 @@ use bdsnap_logic::units::Granules;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use bdsnap_logic::units::SECTOR_SHIFT;
+use core::sync::atomic::fence;
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering;
@@ -67,6 +68,8 @@ pub(crate) struct Image {
     pub(crate) name: [u8; NAME_LEN],
     /// Its number.
     pub(crate) dev: Dev,
+    /// See [`Image::dma_alignment`].
+    dma_alignment: u32,
     /// What it shows.
     shown: Arc<Shown>,
 }
@@ -90,14 +93,18 @@ impl Image {
             },
             GFP_KERNEL,
         )?;
+        let store = version.store().map_or(0, |s| s.dma_alignment());
+        let dma_alignment = store.max(tracker.device.dma_alignment());
         let disk = Disk::add(
             shown.clone(),
             &name,
             version.sectors(),
             tracker.device.logical_block(),
             tracker.device.physical_block(),
+            dma_alignment,
         )?;
         Ok(Self {
+            dma_alignment,
             dev: disk.dev()?,
             disk: Some(disk),
             name,
@@ -113,6 +120,11 @@ impl Image {
     /// Its origin.
     pub(crate) fn tracker(&self) -> &Arc<Tracker> {
         &self.shown.tracker
+    }
+
+    /// How memory for reads must be aligned, so that they can be passed on: a mask, of bytes.
+    pub(crate) fn dma_alignment(&self) -> u32 {
+        self.dma_alignment
     }
 
     /// How many have it open.
@@ -136,6 +148,25 @@ impl Image {
         })
     }
 
+    /// Lets nobody read it any more: who has it open gets EIO. Waits for reads that are on their way;
+    /// sleeps. Returns it where somebody has it open: were it removed now, they would find it at its end,
+    /// and a copy of it that is under way would seem to be complete.
+    pub(crate) fn retire(self) -> Option<Self> {
+        self.close(true);
+        self.shown.version.close();
+        // A read counts itself before it looks whether the version is live.
+        fence(Ordering::SeqCst);
+        self.wait_for_reads();
+        (self.openers() > 0).then_some(self)
+    }
+
+    /// Waits for reads that are on their way. Sleeps.
+    fn wait_for_reads(&self) {
+        while self.is_being_read() {
+            time::sleep_us(200);
+        }
+    }
+
     /// Lets nobody open it any more; takes that back.
     pub(crate) fn close(&self, closing: bool) {
         self.shown.closing.store(closing, Ordering::SeqCst);
@@ -147,9 +178,7 @@ impl Drop for Image {
         self.close(true);
         // From here on nobody can start a read.
         self.disk = None;
-        while self.shown.reading.load(Ordering::Acquire) > 0 {
-            time::sleep_us(200);
-        }
+        self.wait_for_reads();
     }
 }
 
@@ -242,10 +271,21 @@ impl DiskOps for Shown {
         Ok(())
     }
 
+    fn closed(this: ArcBorrow<'_, Self>) {
+        if this.closing.load(Ordering::SeqCst) {
+            this.tracker.has_remains();
+        }
+    }
+
     fn read(this: ArcBorrow<'_, Self>, parent: Parent) {
         // What I/O were started for memory would wait on this task's own list of bios.
         let _noio = noio::Scope::enter();
+        if !this.version.is_live() {
+            // Not counted: who waits for reads shall not wait for more and more of these.
+            return parent.fail();
+        }
         this.reading.fetch_add(1, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
         let reading = Reading(this.reading.clone());
         let sectors = Span::of_len(parent.sector(), parent.sectors()).unwrap_or(Span::EMPTY);
         if parent.is_discard() {
@@ -295,6 +335,11 @@ fn resolve(read: &Arc<Read>, sectors: Span<Sectors>) {
             return read.parent.fail();
         };
         let chain = read.shown.tracker.lock_chain();
+        // (It lets writes pass that it would have needed copied, once it has failed: what is found then may
+        // be newer.)
+        if !version.is_live() {
+            return read.parent.fail();
+        }
         let (found, upto) = chain.locate(version, granules);
         // Slots that follow each other need not lie side by side on the device.
         let upto = match &found {

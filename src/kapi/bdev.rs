@@ -181,6 +181,13 @@ impl BlockDevice {
         unsafe { ffi::bdsnap_bdev_throttled(self.bdev.as_ptr()) }
     }
 
+    /// Whether its queue tells which writes are in the driver: with requests it always does, else if
+    /// `queue/iostats` is on.
+    pub(crate) fn counts_writes(&self) -> bool {
+        // SAFETY: `bdev` is valid by the type invariant.
+        unsafe { ffi::bdsnap_bdev_counts_writes(self.bdev.as_ptr()) }
+    }
+
     /// Waits up to `ms` milliseconds until the writes that have reached the driver have completed:
     /// ETIMEDOUT. On a disk without requests new writes must be held back meanwhile: they can't be
     /// told from old ones. (One whose bios aren't counted, `queue/iostats`, is not waited for.)
@@ -194,6 +201,12 @@ impl BlockDevice {
     pub(crate) fn logical_block(&self) -> u32 {
         // SAFETY: `bdev` is valid by the type invariant.
         unsafe { ffi::bdsnap_bdev_logical(self.bdev.as_ptr()) }
+    }
+
+    /// How memory for its I/O must be aligned: a mask, of bytes.
+    pub(crate) fn dma_alignment(&self) -> u32 {
+        // SAFETY: `bdev` is valid by the type invariant.
+        unsafe { ffi::bdsnap_bdev_dma_alignment(self.bdev.as_ptr()) }
     }
 
     /// Physical block size in bytes.

@@ -28,6 +28,9 @@ pub(crate) trait DiskOps: Send + Sync + Sized + 'static {
     /// Somebody opens it: an error refuses. Called under the disk's open lock.
     fn open(this: ArcBorrow<'_, Self>) -> Result;
 
+    /// Somebody has closed it, and is not counted any more. Called under the same lock.
+    fn closed(this: ArcBorrow<'_, Self>);
+
     /// A read, or a discard; ended by dropping it. May sleep: a read for memory only, not for I/O.
     fn read(this: ArcBorrow<'_, Self>, bio: Parent);
 }
@@ -72,6 +75,8 @@ impl Support {
 impl Drop for Support {
     fn drop(&mut self) {
         CHILD_BIOS.store(core::ptr::null_mut(), Ordering::Release);
+        // Who has closed the last disk may still be on his way out of `free_disk`.
+        super::rcu::synchronize_tasks();
         // SAFETY: Initialized in `new()`; no disk exists any more, so no bio is out.
         unsafe { bindings::bioset_exit(&mut *self.set) };
     }
@@ -100,6 +105,7 @@ impl<T: DiskOps> Vtable<T> {
     const TABLE: bindings::block_device_operations = bindings::block_device_operations {
         submit_bio: Some(Self::submit_bio),
         open: Some(Self::open),
+        release: Some(Self::release),
         set_read_only: Some(Self::set_read_only),
         free_disk: Some(Self::free_disk),
         owner: this_module::<crate::Bdsnap>().as_ptr(),
@@ -151,6 +157,14 @@ impl<T: DiskOps> Vtable<T> {
 
     /// # Safety
     ///
+    /// Called by the block layer for one of our disks.
+    unsafe extern "C" fn release(disk: *mut bindings::gendisk) {
+        // SAFETY: As the caller's promise.
+        T::closed(unsafe { Self::object(disk) });
+    }
+
+    /// # Safety
+    ///
     /// Called by the block layer for one of our disks, which somebody has open, for BLKROSET.
     unsafe extern "C" fn set_read_only(bdev: *mut bindings::block_device, ro: bool) -> c_int {
         // Discards are refused where the disk is read-only, other writes always: by `submit_bio()`. What
@@ -175,16 +189,18 @@ impl<T: DiskOps> Vtable<T> {
 
 impl<T: DiskOps> Disk<T> {
     /// Adds a read-only disk of `sectors` sectors called `name` (NUL-terminated), with the block
-    /// sizes (bytes) given. ENOMEM, and errors of `device_add_disk()`. May sleep.
+    /// sizes (bytes) and the alignment of memory (a mask; 511 at least) given. ENOMEM, and errors of `device_add_disk()`. May sleep.
     pub(crate) fn add(
         object: Arc<T>,
         name: &[u8; NAME_LEN],
         sectors: u64,
         logical: u32,
         physical: u32,
+        dma_alignment: u32,
     ) -> Result<Self> {
         // SAFETY: Plain numbers; the shim makes a disk or an error pointer.
-        let disk = from_err_ptr(unsafe { ffi::bdsnap_disk_alloc(logical, physical) })?;
+        let disk =
+            from_err_ptr(unsafe { ffi::bdsnap_disk_alloc(logical, physical, dma_alignment) })?;
         let disk = NonNull::new(disk).ok_or(ENOMEM)?;
         // SAFETY: The disk is new and ours. Once added, the reference to the object belongs to the
         // disk; one that was never added doesn't call `free_disk`, and the reference is still ours.

@@ -10,6 +10,8 @@ use super::bio::Fate;
 use super::bio::Submitted;
 use super::ftrace::address;
 use super::ftrace::Registration;
+use super::run::is_own;
+use super::run::RunOwner;
 use crate::ffi;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
@@ -22,6 +24,9 @@ use kernel::prelude::*;
 
 /// What looks at each bio.
 pub(crate) trait Interceptor: 'static {
+    /// Who owns the runs, whose bios are our own.
+    type Owner: RunOwner;
+
     /// A bio is being submitted that isn't one of our own.
     ///
     /// Runs in the submitting task, inside an ftrace callback: it must not sleep, and must not
@@ -112,7 +117,8 @@ unsafe extern "C" fn callback<I: Interceptor>(
     }
     // SAFETY: The current task is submitting the bio, and what `fate()` says is done below.
     let mut submitted = unsafe { Submitted::new(bio) };
-    if !submitted.changes_data() {
+    // (A driver that splits a bio of our own, or holds it back for a while, submits the rest of it itself.)
+    if !submitted.changes_data() || is_own::<I::Owner>(&submitted) {
         return;
     }
     I::submitted(&mut submitted);

@@ -26,22 +26,29 @@ unsafe impl Send for Pages {}
 // SAFETY: What is in them is only touched in parts, as said above.
 unsafe impl Sync for Pages {}
 
+/// Whether so many pages can be taken: ENOMEM, if less than a tenth of the machine's memory would remain
+/// available. `si_mem_available()`.
+pub(crate) fn are_available(pages: usize) -> Result {
+    // SAFETY: Read counters.
+    let (available, all) = unsafe {
+        (
+            bindings::si_mem_available(),
+            ffi::bdsnap_ram_pages() as usize,
+        )
+    };
+    let available = usize::try_from(available).unwrap_or(0);
+    if pages > available.saturating_sub(all / 10) {
+        return Err(ENOMEM);
+    }
+    Ok(())
+}
+
 impl Pages {
     /// At least `bytes` bytes. ENOMEM: less than a tenth of the machine's memory would remain
     /// available, or they can't be had without pressing others; EINTR: a fatal signal. Sleeps.
     pub(crate) fn new(bytes: u64) -> Result<Self> {
         let pages = usize::try_from(bytes.div_ceil(PAGE_SIZE as u64))?;
-        // SAFETY: Read counters.
-        let (available, all) = unsafe {
-            (
-                bindings::si_mem_available(),
-                ffi::bdsnap_ram_pages() as usize,
-            )
-        };
-        let available = usize::try_from(available).unwrap_or(0);
-        if pages > available.saturating_sub(all / 10) {
-            return Err(ENOMEM);
-        }
+        are_available(pages)?;
         // INVARIANT: None yet.
         let mut this = Self(KVVec::with_capacity(pages, GFP_KERNEL)?);
         for _ in 0..pages {

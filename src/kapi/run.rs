@@ -6,6 +6,7 @@
 //! Source: `bio_init()`, `__bio_add_page()`.
 
 use super::bdev::BlockDevice;
+use super::bdev::DiskId;
 use super::bio::Submitted;
 use super::disk::Child;
 use super::hook::submit_own;
@@ -65,6 +66,8 @@ pub(crate) struct Run<T: RunOwner> {
     vecs: UnsafeCell<KVec<bindings::bio_vec>>,
     /// Whether a bio is on its way.
     busy: AtomicBool,
+    /// To this disk it was submitted.
+    disk: AtomicPtr<bindings::gendisk>,
     /// Status of the last one: 0 or a `BLK_STS_*`.
     status: AtomicU8,
     /// Who waits for it, from `Arc::into_raw`, while busy.
@@ -95,6 +98,7 @@ impl<T: RunOwner> Run<T> {
             bio: UnsafeCell::new(bindings::bio::default()),
             vecs: UnsafeCell::new(vecs),
             busy: AtomicBool::new(false),
+            disk: AtomicPtr::new(core::ptr::null_mut()),
             status: AtomicU8::new(0),
             owner: AtomicPtr::new(core::ptr::null_mut()),
             next: AtomicPtr::new(core::ptr::null_mut()),
@@ -173,6 +177,7 @@ impl<T: RunOwner> Run<T> {
         // the bio gets a reference. `dev` is valid now, and whoever starts I/O keeps it so.
         unsafe {
             let vecs = &mut *this.vecs.get();
+            this.disk.store((*dev.as_ptr()).bd_disk, Ordering::Relaxed);
             bindings::bio_init(bio, dev.as_ptr(), vecs.as_mut_ptr(), vecs.len() as u16, op);
             (*bio).bi_iter.bi_sector = io.sector;
             let mut left = io.bytes;
@@ -218,10 +223,23 @@ impl<T: RunOwner> Run<T> {
 }
 
 /// Whether this is the bio of a run of such an owner.
+#[inline]
 pub(super) fn is_run<T: RunOwner>(bio: &Submitted<'_>) -> bool {
     // SAFETY: The bio is valid while it is being submitted.
     let end_io = unsafe { (*bio.as_ptr()).bi_end_io };
     end_io.is_some_and(|f| f as usize == run_end::<T> as *const () as usize)
+}
+
+/// Whether this is the bio of a run of such an owner, on the disk that it was submitted to: on another
+/// one, which a driver has sent it on to, it is a write like others.
+#[inline]
+pub(super) fn is_own<T: RunOwner>(bio: &Submitted<'_>) -> bool {
+    if !is_run::<T>(bio) {
+        return false;
+    }
+    // SAFETY: A bio that ends with this function refers to its run, which lives until it has ended.
+    let run = unsafe { &*(*bio.as_ptr()).bi_private.cast::<Run<T>>() };
+    bio.disk() == DiskId::of_disk(run.disk.load(Ordering::Relaxed))
 }
 
 /// The end of a run's bio. Any context.
@@ -277,9 +295,17 @@ impl<T: RunOwner> RunStack<T> {
         }
     }
 
-    /// Takes all, the last first.
+    /// Takes all, in the order in which they were pushed.
     pub(crate) fn take_all(&self) -> TakenRuns<T> {
-        TakenRuns(self.head.swap(core::ptr::null_mut(), Ordering::AcqRel))
+        let mut last = self.head.swap(core::ptr::null_mut(), Ordering::AcqRel);
+        let mut first = core::ptr::null_mut();
+        while let Some(run) = NonNull::new(last) {
+            // SAFETY: By the type invariant `run` is from `Arc::into_raw`, and its reference is ours.
+            last = unsafe { run.as_ref().next.swap(first, Ordering::Relaxed) };
+            first = run.as_ptr();
+        }
+        // INVARIANT: What was on the stack, linked the other way round.
+        TakenRuns(first)
     }
 }
 

@@ -79,8 +79,10 @@ unsafe extern "C" fn on_request<W: Watcher>(
     _ops: *mut bindings::ftrace_ops,
     regs: *mut bindings::ftrace_regs,
 ) {
+    // A disk that is being removed is freed after a grace period.
+    let _guard = kernel::sync::rcu::read_lock();
     // SAFETY: ftrace gives valid registers; the caller's promise says what the argument is. The
-    // command has `len` bytes.
+    // command has `len` bytes. The disk is there until the RCU section ends.
     let (disk, is_path, kind, bytes, cdb) = unsafe {
         let rq = ffi::bdsnap_ftrace_arg0(regs) as *mut bindings::request;
         let disk = ffi::bdsnap_request_disk(rq);
@@ -94,7 +96,7 @@ unsafe extern "C" fn on_request<W: Watcher>(
             _ => Kind::Other,
         };
         let mut len = 0;
-        let cdb = ffi::bdsnap_request_cdb(rq, &mut len);
+        let cdb = ffi::bdsnap_request_cdb(rq, disk, &mut len);
         let cdb = if cdb.is_null() {
             &[]
         } else {

@@ -22,15 +22,16 @@ pub enum Kind {
 pub fn may_write(kind: Kind, bytes: u64, cdb: &[u8]) -> bool {
     match kind {
         Kind::Harmless => false,
-        // What brings data in does not write.
-        Kind::CommandIn if bytes > 0 => false,
+        // What brings data in does not write, as far as can be told: an NVMe command can't be seen here.
+        Kind::CommandIn if bytes > 0 && cdb.is_empty() => false,
+        // (Which way data goes is the caller's word, the command says what is done.)
         Kind::CommandIn | Kind::CommandOut => !is_harmless_scsi(cdb),
         Kind::Other => true,
     }
 }
 
-/// Whether a SCSI command is known to leave the medium's data alone, with no data or data going
-/// out. Everyday tools send these: disk monitors, cluster managers.
+/// Whether a SCSI command is known to leave the medium's data alone. Everyday tools send these: disk
+/// monitors, cluster managers.
 fn is_harmless_scsi(cdb: &[u8]) -> bool {
     match cdb.first() {
         // TEST UNIT READY, REZERO UNIT, REQUEST SENSE, SEEK(6), INQUIRY, RESERVE(6), RELEASE(6)
@@ -43,6 +44,12 @@ fn is_harmless_scsi(cdb: &[u8]) -> bool {
         Some(0x56 | 0x57 | 0x5f | 0xa0) => true,
         // VERIFY(16), SYNCHRONIZE CACHE(16), VERIFY(12), MAINTENANCE OUT (target port groups)
         Some(0x8f | 0x91 | 0xaf | 0xa4) => true,
+        // READ(6), (10), (16), (12), READ LONG(10), READ BUFFER(10), READ BUFFER(16), READ DEFECT DATA(10), (12)
+        Some(0x08 | 0x28 | 0x88 | 0xa8 | 0x3e | 0x3c | 0x9b | 0x37 | 0xb7) => true,
+        // MODE SENSE(6), (10), RECEIVE DIAGNOSTIC RESULTS, PERSISTENT RESERVE IN, RECEIVE COPY RESULTS
+        Some(0x1a | 0x5a | 0x1c | 0x5e | 0x84) => true,
+        // SERVICE ACTION IN(16), (12), SECURITY PROTOCOL IN, MAINTENANCE IN
+        Some(0x9e | 0xab | 0xa2 | 0xa3) => true,
         // ATA PASS-THROUGH(16) and (12): the command is in the last byte but one, or two
         Some(0x85) => cdb.get(14).copied().is_some_and(is_harmless_ata),
         Some(0xa1) => cdb.get(9).copied().is_some_and(is_harmless_ata),
@@ -50,8 +57,7 @@ fn is_harmless_scsi(cdb: &[u8]) -> bool {
     }
 }
 
-/// Whether an ATA command is known to leave the medium's data alone, with no data or data going
-/// out.
+/// Whether an ATA command is known to leave the medium's data alone.
 const fn is_harmless_ata(command: u8) -> bool {
     matches!(
         command,
@@ -64,5 +70,9 @@ const fn is_harmless_ata(command: u8) -> bool {
             ..=0xe3 | 0xe5 | 0xe6
             // FLUSH CACHE (EXT), IDENTIFY DEVICE, SET FEATURES
             | 0xe7 | 0xea | 0xec | 0xef
+            // READ SECTOR(S) (EXT), READ DMA (EXT), READ MULTIPLE (EXT), READ FPDMA QUEUED
+            | 0x20 | 0x24 | 0xc8 | 0x25 | 0xc4 | 0x29 | 0x60
+            // READ LOG (DMA) EXT, RECEIVE FPDMA QUEUED, READ BUFFER (DMA), TRUSTED RECEIVE (DMA)
+            | 0x2f | 0x47 | 0x65 | 0xe4 | 0xe9 | 0x5c | 0x5d
     )
 }

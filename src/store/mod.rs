@@ -350,6 +350,12 @@ impl Store {
         blocks.map(BlockDevice::logical_block).max().unwrap_or(0)
     }
 
+    /// How memory for I/O on all of its devices must be aligned: a mask, of bytes.
+    pub(crate) fn dma_alignment(&self) -> u32 {
+        let devices = self.portions().filter_map(Portion::device);
+        devices.map(BlockDevice::dma_alignment).max().unwrap_or(0)
+    }
+
     /// Sectors in a granule, as a shift.
     pub(crate) fn shift(&self) -> u32 {
         self.shift

@@ -21,6 +21,8 @@ use kernel::sync::Arc;
 pub(crate) struct Intercept;
 
 impl Interceptor for Intercept {
+    type Owner = Tracker;
+
     #[inline]
     fn submitted(bio: &mut Submitted<'_>) {
         let guard = rcu::read_lock();

@@ -12,6 +12,7 @@ pub(crate) use table::set_table;
 pub(crate) use table::Table;
 pub(crate) use watch::Watch;
 
+use crate::cbt::Aside;
 use crate::cbt::Kinds;
 use crate::cbt::Map;
 use crate::cow;
@@ -42,7 +43,6 @@ use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
 use core::ops::Deref;
 use core::ops::DerefMut;
-use core::sync::atomic::fence;
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::AtomicU64;
@@ -94,14 +94,15 @@ pub(crate) struct Tracker {
     pub(crate) inflight: KBox<Inflight>,
     /// The versions, for those who take no lock.
     pub(crate) versions: RcuCell<Versions>,
-    /// Told when a version has failed.
-    on_failure: fn(),
+    /// Told when there is something to give back.
+    on_remains: fn(),
     /// What was free at the last cut, if that was recorded.
     pub(crate) last_free: RcuCell<Arc<Free>>,
     /// Records writes, if somebody has asked for it.
     pub(crate) recorder: RcuCell<Recorder>,
-    /// How many are telling it of marks, with no gate to hold them up.
-    marking: AtomicU32,
+    /// Held by who marks with no gate to hold him up, and at a cut.
+    #[pin]
+    marking: Mutex<()>,
     /// Calls for its works.
     calls: AllCalls,
     /// Writes that the hook took.
@@ -252,14 +253,14 @@ impl RunOwner for Tracker {
 
 impl Tracker {
     /// A tracker for `device`, with CBT blocks of `1 << block_shift` sectors, in a new generation.
-    /// Nothing is tracked until it is in the [`Table`]. `on_failure` is called, where it may sleep, when
-    /// a version has failed. ENOMEM. May sleep.
+    /// Nothing is tracked until it is in the [`Table`]. `on_remains` is called, where it may sleep, by
+    /// [`Tracker::has_remains`]. ENOMEM. May sleep.
     pub(crate) fn new(
         device: BlockDevice,
         block_shift: u32,
         queues: Arc<Queues>,
         idle: Arc<OwnedQueue>,
-        on_failure: fn(),
+        on_remains: fn(),
     ) -> Result<Arc<Self>> {
         let sectors = device.sectors();
         let span = Span::of_len(device.start_sector(), sectors).ok_or(EINVAL)?;
@@ -276,10 +277,10 @@ impl Tracker {
                 map <- Map::new(sectors, kinds),
                 inflight,
                 versions: RcuCell::empty(),
-                on_failure,
+                on_remains,
                 last_free: RcuCell::empty(),
                 recorder: RcuCell::empty(),
-                marking: AtomicU32::new(0),
+                marking <- new_mutex!(()),
                 calls: AllCalls {
                     copying: Calls::new(),
                     releasing: Calls::new(),
@@ -390,9 +391,9 @@ impl Tracker {
         event::post(event);
     }
 
-    /// One of its versions has failed: somebody should see to its store.
-    pub(crate) fn has_failed(&self) {
-        (self.on_failure)();
+    /// A version that has failed, or an image of one that is gone, waits to be given back.
+    pub(crate) fn has_remains(&self) {
+        (self.on_remains)();
     }
 
     /// Tells the end of its generation, once. May sleep.
@@ -403,55 +404,61 @@ impl Tracker {
         }
     }
 
-    /// Marks sectors as changed. Any context that may take memory with GFP_NOWAIT.
+    /// Marks sectors as changed. Sleeps.
     pub(crate) fn mark(&self, span: Span<Sectors>) {
-        let guard = rcu::read_lock();
-        self.marking.fetch_add(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        if let Some(recorder) = self.recorder.read(&guard) {
-            recorder.written(span);
-        }
-        self.marking.fetch_sub(1, Ordering::Release);
-        let versions = self.versions.read(&guard);
-        self.map
-            .mark(Change::Write, span, versions.and_then(Versions::aside));
-    }
-
-    /// Waits until nobody tells a recorder of marks who may not have seen that it is gone. Sleeps.
-    pub(crate) fn marks_are_told(&self) {
-        fence(Ordering::SeqCst);
-        while self.marking.load(Ordering::SeqCst) > 0 {
-            time::sleep_us(50);
-        }
+        self.mark_in_steps(span, |part, recorder, aside| {
+            if let Some(recorder) = recorder {
+                recorder.written(part);
+            }
+            self.map.mark(Change::Write, part, aside);
+        });
     }
 
     /// Marks sectors as changed that are free in the next cut and were not in the last, or the other way
     /// round. Sleeps.
     pub(crate) fn mark_free(&self, span: Span<Sectors>, is_free: bool) {
-        /// Sectors that are marked at a time, under RCU.
-        const STEP: u64 = 1 << 21;
         let change = if is_free {
             Change::Discard
         } else {
             Change::Write
         };
         let all = Span::of_len(0, self.sectors()).unwrap_or(Span::EMPTY);
-        let mut rest = span.intersect(all);
-        while !rest.is_empty() {
-            let (part, others) = rest.split_at(rest.start().saturating_add(STEP));
-            let guard = rcu::read_lock();
-            if let Some(recorder) = self.recorder.read(&guard) {
+        self.mark_in_steps(span.intersect(all), |part, recorder, aside| {
+            if let Some(recorder) = recorder {
                 recorder.marked(part);
             }
-            let versions = self.versions.read(&guard);
-            let aside = versions.and_then(Versions::aside);
             self.map.mark(change, part, aside);
             if is_free {
                 self.map.unwanted(part);
             }
-            drop(guard);
+        });
+    }
+
+    /// Calls `step` for one part of `span` after the other, with what records writes and the newest
+    /// version's view: neither changes meanwhile, nor does the mark. (The gate sees to that for writes.)
+    fn mark_in_steps(
+        &self,
+        span: Span<Sectors>,
+        step: impl Fn(Span<Sectors>, Option<&Recorder>, Option<Aside<'_>>),
+    ) {
+        /// Sectors that are marked at a time.
+        const STEP: u64 = 1 << 21;
+        let mut rest = span;
+        while !rest.is_empty() {
+            let (part, others) = rest.split_at(rest.start().saturating_add(STEP));
+            let _marking = self.marking.lock();
+            let guard = rcu::read_lock();
+            let versions = self.versions.read(&guard);
+            let aside = versions.and_then(Versions::aside);
+            step(part, self.recorder.read(&guard), aside);
             rest = others;
         }
+    }
+
+    /// Keeps marks that no gate holds up from coming in between the steps of a cut. Sleeps; nothing is
+    /// waited for under it.
+    pub(crate) fn no_marks(&self) -> MutexGuard<'_, ()> {
+        self.marking.lock()
     }
 
     /// Locks the chain. May sleep; until it is unlocked, allocations start no I/O, which might be

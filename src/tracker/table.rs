@@ -6,15 +6,18 @@ use super::Tracker;
 use crate::kapi::bdev::DiskId;
 use crate::kapi::rcu::RcuCell;
 use crate::kapi::rcu::Retired;
+use bdsnap_logic::order;
 use bdsnap_logic::range;
 use bdsnap_logic::units::Sectors;
 use bdsnap_logic::units::Span;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::rcu;
 use kernel::sync::Arc;
 
-/// All trackers, sorted by disk; those of one disk in the order in which a bio meets them: the
-/// larger first, so that a whole disk comes before its partitions.
+/// All trackers, sorted by disk; those of one disk in the order in which a bio meets them, as
+/// [`order::is_met_before`] says: a whole disk before its partitions.
 pub(crate) struct Table(KVec<Entry>);
 
 /// One origin.
@@ -30,10 +33,15 @@ pub(super) struct Entry {
 /// The table in force.
 static TABLE: RcuCell<Table> = RcuCell::empty();
 
+/// How many tables there have been, and one.
+static TABLES: AtomicU64 = AtomicU64::new(1);
+
 /// Puts a table in force; None: nothing is tracked. Dropping the result waits until nobody looks
 /// at the old one.
 pub(crate) fn set_table(table: Option<KBox<Table>>) -> Retired<Table> {
-    TABLE.swap(table)
+    let retired = TABLE.swap(table);
+    TABLES.fetch_add(1, Ordering::SeqCst);
+    retired
 }
 
 /// The table in force.
@@ -42,14 +50,24 @@ pub(super) fn table(guard: &rcu::Guard) -> Option<&Table> {
     TABLE.read(guard)
 }
 
-/// Marks sectors of a disk as changed in the map of each origin that they lie on.
+/// Marks sectors of a disk as changed in the map of each origin that they lie on. Sleeps.
 pub(crate) fn mark_on_disk(disk: DiskId, span: Span<Sectors>) {
-    let guard = rcu::read_lock();
-    let Some(table) = table(&guard) else {
-        return;
-    };
-    for (tracker, part) in table.touched(disk, span) {
+    let (mut seen, mut n) = (0, 0);
+    loop {
+        let guard = rcu::read_lock();
+        // Before the table: where another one is in force by now, all is done again.
+        let count = TABLES.load(Ordering::SeqCst);
+        if count != seen {
+            (seen, n) = (count, 0);
+        }
+        let nth = table(&guard).and_then(|t| t.touched(disk, span).nth(n));
+        let nth = nth.map(|(tracker, part)| (tracker.clone(), part));
+        drop(guard);
+        let Some((tracker, part)) = nth else {
+            return;
+        };
         tracker.mark(part);
+        n += 1;
     }
 }
 
@@ -67,7 +85,8 @@ impl Table {
             };
             entries.reserve(1, GFP_KERNEL)?;
             let before = |e: &Entry| {
-                (e.disk, u64::MAX - e.span.len()) <= (entry.disk, u64::MAX - entry.span.len())
+                e.disk < entry.disk
+                    || e.disk == entry.disk && !order::is_met_before(entry.span, e.span)
             };
             let at = entries.iter().take_while(|e| before(e)).count();
             entries

@@ -32,8 +32,15 @@ fn scsi_commands() {
         let mut cdb = [0; 16];
         cdb[0] = opcode;
         assert!(may_write(Kind::CommandOut, 512, &cdb), "{opcode:#x}");
-        // WRITE SAME, SANITIZE and FORMAT UNIT may carry no data.
+        // WRITE SAME, SANITIZE and FORMAT UNIT may carry no data, whatever the caller says.
         assert!(may_write(Kind::CommandIn, 0, &cdb), "{opcode:#x}");
+        assert!(may_write(Kind::CommandIn, 512, &cdb), "{opcode:#x}");
+    }
+    // INQUIRY, MODE SENSE, READ(16), READ CAPACITY(16), LOG SENSE, REPORT LUNS, PERSISTENT RESERVE IN
+    for opcode in [0x12, 0x1a, 0x88, 0x9e, 0x4d, 0xa0, 0x5e] {
+        let mut cdb = [0; 16];
+        cdb[0] = opcode;
+        assert!(!may_write(Kind::CommandIn, 512, &cdb), "{opcode:#x}");
     }
     for opcode in [0x00, 0x1b, 0x1e, 0x35, 0x91, 0x5f, 0x2f] {
         let mut cdb = [0; 16];
@@ -64,6 +71,11 @@ fn ata_in_scsi() {
     for command in [0x35, 0x06, 0xf4, 0xb4] {
         assert!(may_write(Kind::CommandOut, 512, &ata16(command)));
         assert!(may_write(Kind::CommandIn, 0, &ata16(command)));
+        assert!(may_write(Kind::CommandIn, 512, &ata16(command)));
+    }
+    // IDENTIFY DEVICE, SMART READ DATA, READ LOG EXT
+    for command in [0xec, 0xb0, 0x2f] {
+        assert!(!may_write(Kind::CommandIn, 512, &ata16(command)));
     }
     assert!(may_write(Kind::CommandIn, 0, &[0x85]), "cut short");
 }
