@@ -209,13 +209,13 @@ mod run_stack {
     }
 
     #[test]
-    fn gives_the_last_first() -> Result {
+    fn gives_the_first_first() -> Result {
         let stack = RunStack::new();
         assert!(stack.take_all().next().is_none());
         for run in runs(3)? {
             stack.push(run);
         }
-        assert!(stack.take_all().map(|r| r.index()).eq([2, 1, 0]));
+        assert!(stack.take_all().map(|r| r.index()).eq([0, 1, 2]));
         assert!(stack.take_all().next().is_none());
         Ok(())
     }
@@ -228,7 +228,7 @@ mod run_stack {
             stack.push(run.clone());
         }
         // One is taken, the others go with the iterator; a new one with the stack.
-        assert_eq!(stack.take_all().next().map(|r| r.index()), Some(3));
+        assert_eq!(stack.take_all().next().map(|r| r.index()), Some(0));
         for run in runs(2)? {
             stack.push(run);
         }

@@ -376,7 +376,8 @@ def memory(report):
     )
     with RIGS["cpu"]() as rig:
         rows = []
-        for name, mode, block in ("random 4K", "randwrite", "4k"), ("sequential 256K", "write", "256k"):
+        cases = [("random 4K", "randwrite", "4k", 8), ("sequential 256K", "write", "256k", 8), ("sequential 4K", "write", "4k", 32)]
+        for name, mode, block, depth in cases:
             values = []
             for turn in range(report.rounds):
                 OTHER.begin(rig)
@@ -384,7 +385,7 @@ def memory(report):
                     now = []
                     for seed, mib in (turn, 64), (100 + turn, 640):
                         # (sequential ones begin at the beginning both times)
-                        Load("memory", "", mode, block, 8, mib).measure(OTHER.target, seed)
+                        Load("memory", "", mode, block, depth, mib).measure(OTHER.target, seed)
                         now.append((slab_bytes(), written(rig.other)))
                     (before, copied), (after, all_copied) = now
                     values.append((after - before) / ((all_copied - copied) / 4096))

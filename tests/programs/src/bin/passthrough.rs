@@ -48,6 +48,8 @@ enum Command {
     Read,
     /// Ask the device who it is: INQUIRY, or a flush of NVMe
     Ask,
+    /// Write zeros by a command that has no data, and claims to bring some in (not NVMe)
+    Zero,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -78,12 +80,19 @@ fn get32(from: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([from[at], from[at + 1], from[at + 2], from[at + 3]])
 }
 
-/// The command block of READ(10), WRITE(10) or INQUIRY.
+/// The command block of READ(10), WRITE(10), INQUIRY or WRITE SAME(16) without data.
 fn scsi(cli: &Cli, len: usize) -> Vec<u8> {
     let code = match cli.command {
         Command::Write => 0x2a,
         Command::Read => 0x28,
         Command::Ask => return vec![0x12, 0, 0, 0, len as u8, 0],
+        Command::Zero => {
+            let mut block = vec![0; 16];
+            (block[0], block[1]) = (0x93, 1);
+            put(&mut block, 2, u64::from(cli.block).to_be_bytes());
+            put(&mut block, 10, u32::from(cli.blocks).to_be_bytes());
+            return block;
+        }
     };
     let mut block = vec![0; 10];
     block[0] = code;
@@ -165,6 +174,7 @@ fn nvme(f: &File, cli: &Cli, data: &mut Buf) -> Result<(), String> {
         Command::Ask => 0,
         Command::Write => 1,
         Command::Read => 2,
+        Command::Zero => return Err("not by NVMe".into()),
     };
     put(&mut command, 4, namespace.to_le_bytes());
     if cli.command != Command::Ask {
