@@ -10,6 +10,7 @@ use crate::error::Kind;
 use crate::error::Result;
 use crate::state::Origin;
 use crate::state::Snapshot;
+use crate::state::Version;
 use rustix::io::Errno;
 use serde::Serialize;
 use uuid::Uuid;
@@ -342,28 +343,42 @@ pub fn bitmap(control: &Control, query: Query, name: &str) -> Result<(MapHead, V
     Ok((head, bits))
 }
 
-/// Which device to ask for the map of `device` (`path` for people) as of snapshot number `until`, and of which
-/// generation (`None`: any): the image of that number (and of that generation, if given). Default: the newest
-/// one's, if it lives, so that all that is read is of one cut; else the device itself.
-pub fn as_of(
+/// Which device to ask for the map of `device` as of its newest snapshot, and of which generation (`None`:
+/// any): that one's image, if it lives and can tell what changed after `since`, so that all that is read
+/// is of one cut; else the device itself.
+pub fn as_of_newest(
     snapshots: &[Snapshot],
     origins: &[Origin],
     device: DevNum,
+    generation: Option<Uuid>,
+    since: u64,
+) -> (DevNum, Option<Uuid>) {
+    let origin = origins.iter().find(|o| o.num == device);
+    let origin = origin.filter(|o| generation.is_none_or(|g| g == o.generation));
+    let mut versions = snapshots.iter().flat_map(|s| &s.devices);
+    let newest = origin.and_then(|o| {
+        let is_newest = |v: &&Version| {
+            v.origin == device && (v.number, v.generation) == (o.number, o.generation)
+        };
+        versions.find(is_newest)
+    });
+    match newest.filter(|v| v.since.is_none_or(|s| s <= since)) {
+        Some(version) => (version.image_num, Some(version.generation)),
+        None => (device, generation),
+    }
+}
+
+/// Which device to ask for the map of `device` (`path` for people) as of snapshot number `until`, and of which
+/// generation (`None`: any): the device itself, or the image of that number (and of that generation, if
+/// given).
+pub fn as_of(
+    snapshots: &[Snapshot],
+    device: DevNum,
     path: &str,
     generation: Option<Uuid>,
-    until: Option<u64>,
+    until: u64,
 ) -> Result<(DevNum, Option<Uuid>)> {
     let mut versions = snapshots.iter().flat_map(|s| &s.devices);
-    let Some(until) = until else {
-        let origin = origins.iter().find(|o| o.num == device);
-        let newest = origin.filter(|o| generation.is_none_or(|g| g == o.generation));
-        let newest = newest.and_then(|o| {
-            versions.find(|v| {
-                v.origin == device && (v.number, v.generation) == (o.number, o.generation)
-            })
-        });
-        return Ok(newest.map_or((device, generation), |v| (v.image_num, Some(v.generation))));
-    };
     if let Some(image) = versions.clone().find(|v| v.image_num == device) {
         if image.number == until {
             return Ok((device, generation));

@@ -85,12 +85,11 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
                 .hint("load the module that belongs to this tool"),
         );
     }
-    let (device, generation) = match args.live {
-        true => (device, args.generation),
-        false => {
-            let wanted = (args.generation, args.until);
-            changes::as_of(&snapshots, &origins, device, &name, wanted.0, wanted.1)?
-        }
+    let generation = args.generation;
+    let (device, generation) = match args.until {
+        _ if args.live => (device, generation),
+        Some(until) => changes::as_of(&snapshots, device, &name, generation, until)?,
+        None => changes::as_of_newest(&snapshots, &origins, device, generation, args.since),
     };
     let query = Query {
         device,
