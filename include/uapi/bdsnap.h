@@ -147,7 +147,8 @@ struct bdsnap_version {
  * A device whose generation has ended gets a new one, unless it has snapshots
  * that are still good.
  * ENODEV/ENXIO: no such block device. EOPNOTSUPP, EROFS, ENOMEDIUM, EBUSY:
- * see `cause`. ENOMEM: no memory for the map. ENOSPC: too many origins.
+ * see `cause`. ENOMEM: no memory for the map. EINTR: the process is being
+ * killed. ENOSPC: too many origins.
  */
 struct bdsnap_track {
 	__u32 size;
@@ -362,9 +363,11 @@ struct bdsnap_snapshot_create {
 /*
  * BDSNAP_IOC_SNAPSHOT_KEEP: the snapshot no longer ends with this open file.
  * BDSNAP_IOC_SNAPSHOT_DELETE: ENOENT: no such (which a script may take for
- * done). EBUSY: one of its images is open; with FORCE the images go all the
- * same and their readers get EIO. ETIMEDOUT: its store's device does not
- * answer; the snapshot has failed, and can be deleted when that is over.
+ * done). EBUSY: one of its images is open; with FORCE the snapshot goes all
+ * the same, and an image that is open stays until it is closed: its readers get
+ * EIO. ETIMEDOUT: its store's device does not answer, or the origin's does not
+ * answer a read of an image; the snapshot has failed, and can be deleted when
+ * that is over.
  */
 #define BDSNAP_DELETE_FORCE	(1u << 0)	/* DELETE only */
 struct bdsnap_snapshot_ref {
@@ -520,6 +523,7 @@ struct bdsnap_map_read {
 /*
  * BDSNAP_IOC_MARK: record ranges as changed, outwards to whole CBT blocks.
  * EINVAL: a range is empty or ends past the device: then none is marked.
+ * EINTR: the process is being killed; some of them are.
  */
 struct bdsnap_range {
 	__u64 offset;		/* bytes */

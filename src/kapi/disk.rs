@@ -199,8 +199,8 @@ impl<T: DiskOps> Disk<T> {
         dma_alignment: u32,
     ) -> Result<Self> {
         // SAFETY: Plain numbers; the shim makes a disk or an error pointer.
-        let disk =
-            from_err_ptr(unsafe { ffi::bdsnap_disk_alloc(logical, physical, dma_alignment) })?;
+        let disk = unsafe { ffi::bdsnap_disk_alloc(logical, physical, dma_alignment) };
+        let disk = from_err_ptr(disk)?;
         let disk = NonNull::new(disk).ok_or(ENOMEM)?;
         // SAFETY: The disk is new and ours. Once added, the reference to the object belongs to the
         // disk; one that was never added doesn't call `free_disk`, and the reference is still ours.

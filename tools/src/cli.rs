@@ -99,7 +99,7 @@ pub struct SnapshotArgs {
     /// by side. Default: a file on the origin's own file system or in /var/lib/bdsnap, 10 % of the
     /// origins.
     ///
-    /// A file with a limit above its size (size=64M,limit=10G[,portion=256M]) grows while `bdsnap service`
+    /// A file with a limit (limit=10G[,size=64M][,portion=256M]) grows up to it while `bdsnap service`
     /// runs, as it fills up. When it is full the image fails (on-full=fail, the default), or writers wait
     /// first for room (on-full=hold=SECONDS).
     #[arg(long, value_name = "SPEC")]
