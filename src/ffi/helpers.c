@@ -346,8 +346,12 @@ int bdsnap_bdev_settle(struct block_device *bdev, unsigned int ms)
 bool bdsnap_bdev_counts_writes(struct block_device *bdev)
 {
 	struct request_queue *q = bdev_get_queue(bdev);
+	const char *name = bdev->bd_disk->disk_name;
 
-	return queue_is_mq(q) || blk_queue_io_stat(q);
+	if (queue_is_mq(q) || blk_queue_io_stat(q))
+		return true;
+	/* these ask the queue; others always count, or end what they get before they return */
+	return strncmp(name, "dm-", 3) && strncmp(name, "md", 2) && strncmp(name, "nvme", 4);
 }
 
 unsigned int bdsnap_bdev_logical(struct block_device *bdev)

@@ -181,8 +181,8 @@ impl BlockDevice {
         unsafe { ffi::bdsnap_bdev_throttled(self.bdev.as_ptr()) }
     }
 
-    /// Whether its queue tells which writes are in the driver: with requests it always does, else if
-    /// `queue/iostats` is on.
+    /// Whether it can be told which writes are in its driver: with requests it always can, and with others
+    /// but for device-mapper, md and NVMe disks with several paths, which count only if `queue/iostats` is on.
     pub(crate) fn counts_writes(&self) -> bool {
         // SAFETY: `bdev` is valid by the type invariant.
         unsafe { ffi::bdsnap_bdev_counts_writes(self.bdev.as_ptr()) }
