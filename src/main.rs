@@ -15,15 +15,17 @@
 //!
 //! 1. `Registry::state`: all that ioctls do. Held while sleeping, for I/O too.
 //! 2. A disk's `open_mutex`, inode and super block locks: taken by the kernel functions that are
-//!    called under 1. (`Shown::open` runs under `open_mutex` and takes nothing.)
+//!    called under 1. (`Shown::open` and `closed` run under `open_mutex` and take nothing.)
 //!    So does who drops the last reference to a store.
 //! 3. `Tracker::chain`, one tracker's at a time: where the data of its versions is. Held while
 //!    allocating without I/O, never while waiting for I/O.
-//! 4. `Map::clock`: the numbers of a change map. Held for a pass over the map at most.
-//! 5. `Events::ring`: for a few instructions.
-//! 6. `Tracker::arrivals`, `Store::shelf`: spin locks, for a few instructions.
+//! 4. `Tracker::marking`, one tracker's at a time: marks that pass no gate, and the switch at a cut. Held
+//!    while a GiB is marked at most.
+//! 5. `Map::clock`: the numbers of a change map. Held for a pass over the map at most.
+//! 6. `Events::ring`: for a few instructions.
+//! 7. `Tracker::arrivals`, `Store::shelf`: spin locks, for a few instructions.
 //!
-//! The hook takes RCU and 6 only, what watches disks and requests RCU alone. Completions take RCU and no lock.
+//! The hook takes RCU and 7 only, what watches disks and requests RCU alone. Completions take RCU and no lock.
 //!
 //! # Start and stop
 //!
