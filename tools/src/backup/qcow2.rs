@@ -165,3 +165,32 @@ impl Reader {
         self.image.read(bytes, offset).map_err(|e| self.error(e))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More than a process may have open by default, and each knows one cluster.
+    #[test]
+    fn a_long_chain() {
+        const POINTS: u64 = 1100;
+        let dir = tempfile::tempdir().unwrap();
+        let name = |n: u64| format!("{n}.qcow2");
+        let files: Vec<PathBuf> = (0..POINTS).map(|n| dir.path().join(name(n))).collect();
+        for (n, path) in (0..POINTS).zip(&files) {
+            let backing = n.checked_sub(1).map(name);
+            let writer = Writer::create(path, POINTS * CLUSTER, backing.as_deref()).unwrap();
+            let cluster = vec![n as u8; CLUSTER as usize];
+            writer.write(n * CLUSTER, &cluster).unwrap();
+            writer.image.flush().unwrap();
+        }
+        let reader = Reader::open(&files).unwrap();
+        let mut bytes = vec![0; CLUSTER as usize];
+        for n in (0..POINTS).step_by(37) {
+            let (length, zero) = reader.look(n * CLUSTER, CLUSTER).unwrap();
+            assert_eq!((length, zero), (CLUSTER, false));
+            reader.read(&mut bytes, n * CLUSTER).unwrap();
+            assert!(bytes.iter().all(|b| *b == n as u8), "{n}");
+        }
+    }
+}
