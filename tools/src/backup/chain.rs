@@ -146,11 +146,31 @@ impl Chain {
         })
     }
 
+    /// The chain in `dir` as it would be for a new point of `device`; changes nothing. None there yet is
+    /// an empty one. Points that the manifest does not know: code "manifest".
+    pub fn peek(dir: &Path, device: &str) -> Result<Self> {
+        Self::find(dir, device).map(|(chain, _)| chain)
+    }
+
     /// Opens the chain in `dir` for a new point of `device`: makes what is missing, removes what
-    /// an interrupted run left. Points that the manifest does not know: code "manifest", and all is
-    /// left as it is. Only for the holder of the [`Lock`].
+    /// an interrupted run left. Errors as of [`Chain::peek`]: then all is left as it is. Only for the holder of
+    /// the [`Lock`].
     pub fn open(dir: &Path, device: &str) -> Result<Self> {
         make_dir(dir).map_err(|e| Error::io(format!("can't make {}", dir.display()), e))?;
+        let (chain, left) = Self::find(dir, device)?;
+        let Some(left) = left else {
+            // Before there is a point that it does not name.
+            chain.save()?;
+            return Self::open(dir, device);
+        };
+        left.iter()
+            .try_for_each(fs::remove_file)
+            .map_err(|e| Error::io(format!("can't clean up {}", dir.display()), e))?;
+        Ok(chain)
+    }
+
+    /// The chain in `dir`, and what an interrupted run has left there; `None`: there is no manifest.
+    fn find(dir: &Path, device: &str) -> Result<(Self, Option<Vec<PathBuf>>)> {
         let manifest = dir.join(MANIFEST);
         // (That it can't be looked at doesn't mean that it isn't there.)
         let is_there = manifest.try_exists();
@@ -166,20 +186,20 @@ impl Chain {
             }
         };
         device.clone_into(&mut chain.device);
-        chain.clean(is_there)?;
-        if !is_there {
-            // Before there is a point that it does not name.
-            chain.save()?;
-        }
-        Ok(chain)
+        let left = chain.leftovers(is_there)?;
+        Ok((chain, is_there.then_some(left)))
     }
 
-    /// Removes unfinished files, and the finished one that did not make it into the manifest: there can
-    /// be one, of the next point, and only beside a manifest.
-    fn clean(&self, has_manifest: bool) -> Result<()> {
-        let fail = |e| Error::io(format!("can't clean up {}", self.dir.display()), e);
+    /// Unfinished files, and the finished one that did not make it into the manifest: there can be one, of
+    /// the next point, and only beside a manifest.
+    fn leftovers(&self, has_manifest: bool) -> Result<Vec<PathBuf>> {
+        let fail = |e| Error::io(format!("can't read {}", self.dir.display()), e);
         let mut left = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(fail)? {
+        let list = match fs::read_dir(&self.dir) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(left),
+            list => list.map_err(fail)?,
+        };
+        for entry in list {
             let entry = entry.map_err(fail)?;
             let name = entry.file_name();
             let Some(name) = name.to_str() else {
@@ -198,14 +218,14 @@ impl Chain {
             match number {
                 Some(number) if number == self.next() && has_manifest => left.push(entry.path()),
                 Some(number) if number >= self.next() => {
+                    let about = if has_manifest {
+                        "which its manifest does not name"
+                    } else {
+                        "and no manifest"
+                    };
                     return Err(Error::failed(format!(
-                        "{} holds {name}, of which its manifest ({MANIFEST}) {}",
-                        self.dir.display(),
-                        if has_manifest {
-                            "says nothing"
-                        } else {
-                            "is missing"
-                        }
+                        "{} holds {name}, {about}",
+                        self.dir.display()
                     ))
                     .code("manifest")
                     .hint(
@@ -215,7 +235,7 @@ impl Chain {
                 _ => {}
             }
         }
-        left.iter().try_for_each(fs::remove_file).map_err(fail)
+        Ok(left)
     }
 
     /// The number of the next point.

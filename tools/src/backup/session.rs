@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::signals::Signals;
 use crate::snapshot;
 use crate::snapshot::Created;
+use crate::snapshot::CreatedDevice;
 use crate::snapshot::Request;
 use crate::snapshot::Since;
 use serde::Serialize;
@@ -88,7 +89,7 @@ pub fn run(
     // All chains are good, or nothing is begun.
     let chains = found
         .iter()
-        .map(|d| Chain::open(&chain_dir(&sysfs, options, d), &d.path()))
+        .map(|d| Chain::peek(&chain_dir(&sysfs, options, d), &d.path()))
         .collect::<Result<Vec<_>>>()?;
     // Who wants to keep the snapshot wants all of it.
     if !options.full && !options.keep_snapshot {
@@ -104,7 +105,7 @@ pub fn run(
     }
     let created = snapshot::create(control, &request, signals)?;
     taken(&created);
-    let result = devices(control, options, &created, chains, progress, signals);
+    let result = devices(control, options, &created, progress, signals);
     let snapshots = crate::state::snapshots(control)?;
     let used = snapshots
         .iter()
@@ -141,16 +142,19 @@ fn devices(
     control: &Control,
     options: &Options,
     created: &Created,
-    chains: Vec<Chain>,
     progress: &dyn Progress,
     signals: &Signals,
 ) -> Result<Vec<Summary>> {
+    let sysfs = Sysfs::default();
     let mut summaries: Vec<Summary> = Vec::with_capacity(created.devices.len());
-    for (device, mut chain) in created.devices.iter().zip(chains) {
-        let image = Image::open(control, created, device, !options.keep_snapshot);
-        let done =
-            image.and_then(|image| back_up(&image, &mut chain, options.full, progress, signals));
-        let done = done.map_err(|mut error| {
+    let back_up = |device: &CreatedDevice| {
+        let dir = chain_dir(&sysfs, options, &device.origin);
+        let mut chain = Chain::open(&dir, &device.device)?;
+        let image = Image::open(control, created, device, !options.keep_snapshot)?;
+        back_up(&image, &mut chain, options.full, progress, signals)
+    };
+    for device in &created.devices {
+        let done = back_up(device).map_err(|mut error| {
             // Whose points are there, and stay.
             let made: Vec<&str> = summaries.iter().map(|s| s.device.as_str()).collect();
             if created.devices.len() > 1 {
