@@ -456,6 +456,7 @@ impl Chain {
             version.fail(abi::BDSNAP_CAUSE_STORE_IO);
         }
         let index = self.index_of(&version).unwrap_or(usize::MAX);
+        let (mut first, mut next) = (None, None);
         let mut at = job.span.start();
         while let Some(extent) = self
             .links
@@ -463,8 +464,10 @@ impl Chain {
             .and_then(|l| l.extents.at_or_after(at))
         {
             if extent.span.start() >= job.span.end() {
+                next = Some(extent).filter(|e| e.span.start() == job.span.end());
                 break;
             }
+            first.get_or_insert(extent.last());
             at = extent.span.end();
             // (Others are zeros, or lost already.)
             let Place::Memory { .. } = extent.place else {
@@ -484,7 +487,11 @@ impl Chain {
             }
         }
         if let Some(link) = self.links.get_mut(index) {
-            link.extents.join_around(job.span);
+            // With what lies before and behind it, whichever came first.
+            let ends = [first, next.map(|e| e.last())];
+            ends.into_iter()
+                .flatten()
+                .for_each(|e| link.extents.join(e));
         }
         self.over(run, &version);
     }
