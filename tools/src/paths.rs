@@ -1,9 +1,18 @@
-//! Paths in JSON: what of one is no UTF-8 is replaced, since what was done must be told all the same.
+//! Paths: the directory of a file; and in JSON, where what is no UTF-8 is replaced, since what was done must
+//! be told all the same.
 
 use serde::ser::SerializeSeq;
 use serde::Serializer;
 use std::path::Path;
 use std::path::PathBuf;
+
+/// The directory that a file is in.
+pub fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
 
 /// A path.
 pub fn one<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {

@@ -102,7 +102,7 @@ impl Target {
 
     fn create(path: &Path, size: u64) -> Result<Self> {
         let fail = |e| Error::io(format!("can't make {}", path.display()), e);
-        let dir = directory(path).canonicalize().map_err(fail)?;
+        let dir = paths::parent(path).canonicalize().map_err(fail)?;
         if dir.starts_with("/dev") {
             return Err(
                 Error::not_found(format!("{}: no such device", path.display()))
@@ -206,7 +206,7 @@ impl Target {
     fn finish(mut self) -> Result<()> {
         self.file().sync_all().map_err(|e| self.error(e))?;
         if let Target::File { path, .. } = &self {
-            let sync = || File::open(directory(path))?.sync_all();
+            let sync = || File::open(paths::parent(path))?.sync_all();
             sync().map_err(|e: std::io::Error| self.error(e))?;
         }
         if let Target::File { keep, .. } = &mut self {
@@ -269,14 +269,6 @@ pub fn restore(
         bytes_zero: size - written,
         seconds: (start.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
     })
-}
-
-/// The directory that a file is in.
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
 }
 
 /// Copies all; returns how many bytes were not zero.

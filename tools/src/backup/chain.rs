@@ -19,6 +19,8 @@ use uuid::Uuid;
 const MANIFEST: &str = "manifest.json";
 /// What is appended to the names of unfinished files.
 const PARTIAL: &str = ".partial";
+/// What to do where it does not fit the points.
+const HINT: &str = "put the right manifest back, or move this directory away and begin anew";
 /// The form of the manifest that is written here.
 const FORMAT: u32 = 1;
 
@@ -117,7 +119,7 @@ impl Chain {
         let damaged = |why: String| {
             Error::failed(format!("{}: {why}", path.display()))
                 .code("manifest")
-                .hint("put the right manifest back, or move this directory away and begin anew")
+                .hint(HINT)
         };
         let manifest: Manifest = serde_json::from_slice(&text)
             .map_err(|e| damaged(format!("this manifest makes no sense: {e}")))?;
@@ -149,7 +151,7 @@ impl Chain {
     /// The chain in `dir` as it would be for a new point of `device`; changes nothing. None there yet is
     /// an empty one. Points that the manifest does not know: code "manifest".
     pub fn peek(dir: &Path, device: &str) -> Result<Self> {
-        Self::find(dir, device).map(|(chain, _)| chain)
+        Self::find(dir, device).map(|(chain, ..)| chain)
     }
 
     /// Opens the chain in `dir` for a new point of `device`: makes what is missing, removes what
@@ -157,20 +159,19 @@ impl Chain {
     /// the [`Lock`].
     pub fn open(dir: &Path, device: &str) -> Result<Self> {
         make_dir(dir).map_err(|e| Error::io(format!("can't make {}", dir.display()), e))?;
-        let (chain, left) = Self::find(dir, device)?;
-        let Some(left) = left else {
-            // Before there is a point that it does not name.
-            chain.save()?;
-            return Self::open(dir, device);
-        };
+        let (chain, left, has_manifest) = Self::find(dir, device)?;
         left.iter()
             .try_for_each(fs::remove_file)
             .map_err(|e| Error::io(format!("can't clean up {}", dir.display()), e))?;
+        if !has_manifest {
+            // Before there is a point that it does not name.
+            chain.save()?;
+        }
         Ok(chain)
     }
 
-    /// The chain in `dir`, and what an interrupted run has left there; `None`: there is no manifest.
-    fn find(dir: &Path, device: &str) -> Result<(Self, Option<Vec<PathBuf>>)> {
+    /// The chain in `dir`, what an interrupted run has left there, and whether there is a manifest.
+    fn find(dir: &Path, device: &str) -> Result<(Self, Vec<PathBuf>, bool)> {
         let manifest = dir.join(MANIFEST);
         // (That it can't be looked at doesn't mean that it isn't there.)
         let is_there = manifest.try_exists();
@@ -187,7 +188,7 @@ impl Chain {
         };
         device.clone_into(&mut chain.device);
         let left = chain.leftovers(is_there)?;
-        Ok((chain, is_there.then_some(left)))
+        Ok((chain, left, is_there))
     }
 
     /// Unfinished files, and the finished one that did not make it into the manifest: there can be one, of
@@ -228,9 +229,7 @@ impl Chain {
                         self.dir.display()
                     ))
                     .code("manifest")
-                    .hint(
-                        "put the right manifest back, or move this directory away and begin anew",
-                    ));
+                    .hint(HINT));
                 }
                 _ => {}
             }

@@ -5,6 +5,7 @@ use super::MIN_SIZE;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
+use crate::paths;
 use crate::signals::Signals;
 use crate::size::human;
 use rustix::fd::AsFd;
@@ -157,10 +158,10 @@ fn default_size(origins: u64, size: u64, available: u64) -> Option<u64> {
 
 /// The directory of a store at `path`, a directory or a new file.
 pub fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        _ if path.is_dir() => path,
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
+    if path.is_dir() {
+        path
+    } else {
+        paths::parent(path)
     }
 }
 
